@@ -1,0 +1,82 @@
+"""What a query asks for and what comes back, between the router and whoever asked.
+
+Rule: an answer is complete only after `Completed`. `Failed` ends it otherwise; text that came before it stands,
+and is not the whole answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from protocol.errors import ErrorCode
+from protocol.ids import NodeId, QueryId, RealmId
+from protocol.messages import ChatRequest
+from protocol.routing import Requirements
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One query, before a worker is chosen."""
+
+    query_id: QueryId
+    realm: RealmId
+    request: ChatRequest
+    requirements: Requirements
+    deadline_ms: int = 120_000
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    """A worker took the query (again after a failover, with `attempt` one higher)."""
+
+    worker: NodeId
+    model: str
+    attempt: int
+    queue_position: int
+    wait_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """The next piece of text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerShare:
+    """What one worker delivered of an answer, and what it cost."""
+
+    worker: NodeId
+    model: str
+    units_in: int
+    units_out: int
+    amount: int  # µcredits
+    receipt: str  # hex id for `mtor ledger show`; "" when nothing was paid (own node, free lane)
+    lane: str  # "own", "free" or "paid"
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The whole answer was delivered."""
+
+    finish: str  # "stop" or "length"
+    model: str
+    units_in: int  # of the first worker: what the client's prompt counts
+    units_out: int  # over all workers
+    ttft_ms: int
+    shares: tuple[WorkerShare, ...]
+    failover: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """No whole answer. `message` says what was tried and what would help."""
+
+    code: ErrorCode
+    message: str
+    retry_after_ms: int = 0
+    shares: tuple[WorkerShare, ...] = field(default=())
+
+
+AnswerEvent = Routed | Delta | Completed | Failed

@@ -1,0 +1,1 @@
+"""Models: each loaded one lives in a child process, behind one port."""

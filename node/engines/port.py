@@ -1,0 +1,104 @@
+"""What the node needs of an engine, as types.
+
+Rule: nothing above this file knows torch. An engine answers one realm's requests with a stream of events,
+never produces more tokens than were granted, and stops at the next token when cancelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from protocol.errors import ErrorCode
+from protocol.messages import ChatRequest, Device
+
+
+class EngineError(Exception):
+    """A generation failed. `code` is what the wire says of it (CONTEXT_OVERFLOW, INVALID_REQUEST, ENGINE_FAILED …)."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What was loaded."""
+
+    name: str
+    digest: bytes  # 32 bytes
+    context_tokens: int
+    device: Device
+    memory_mib: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prompted:
+    """First event: the prompt was counted (chat template and prefix included)."""
+
+    units_in: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some text, whole code points only. `units_out` counts the output tokens so far, held-back ones included."""
+
+    text: str
+    units_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Last event. `finish` is "stop", "length" or "cancelled"."""
+
+    finish: str
+    units_in: int
+    units_out: int
+
+
+EngineEvent = Prompted | Piece | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Measured by the parent, for offers and `mtor status`."""
+
+    running: int
+    tokens_per_second: float  # recent, 0.0 before the first answer
+    restarts: int
+    memory_mib: int
+
+
+class Generation(Protocol):
+    """One answer in the making."""
+
+    def __aiter__(self) -> AsyncIterator[EngineEvent]:
+        """Events in order: Prompted, Piece*, Finished. Raises `EngineError`; a crash is ENGINE_FAILED."""
+
+    async def grant(self, total_units_out: int) -> None:
+        """Allow output up to this many tokens in all. Before the first grant only the prompt is processed.
+        A lower total than before changes nothing."""
+
+    async def cancel(self) -> None:
+        """Stop at the next token; the events end with Finished("cancelled")."""
+
+
+class Engine(Protocol):
+    """A loaded model, or one being loaded or restarted."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """What is loaded. Known once `run` has started."""
+
+    @property
+    def ready(self) -> bool:
+        """False while loading or restarting."""
+
+    def stats(self) -> EngineStats:
+        """Figures of now."""
+
+    def generate(self, request: ChatRequest, prefix: str) -> AbstractAsyncContextManager[Generation]:
+        """Begin an answer that continues `prefix`. Leaving the context cancels what still runs."""

@@ -1,0 +1,1 @@
+"""The HTTP side: aiohttp in its own thread, and one bridge to trio."""

@@ -1,0 +1,176 @@
+"""Message <-> canonical msgpack.
+
+Rule: there is exactly one encoding of a message, and `decode` accepts that one only. Arrays, integers
+in their shortest form, bin and UTF-8 str; no maps, floats, nil, bool or ext. Types are exact (`True` is
+not 1). Every bound of `messages` holds on the way out and on the way in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+import msgpack
+
+from protocol import params
+from protocol.errors import LocalProtocolError, Malformed
+from protocol.messages import NUMBERS, REGISTRY, Between, Length, Message
+
+Decoded = TypeVar("Decoded", bound=Message)
+Plain = Any  # int | bytes | str | list[Plain]: what msgpack carries
+Reader = Callable[[Plain, str], Any]
+
+
+def encode(message: Message) -> bytes:
+    """The canonical bytes of `message`. Raises `LocalProtocolError` if a field is out of bounds."""
+    plain = [NUMBERS[type(message)], *_to_plain(message)]
+    try:
+        _read_fields(type(message), plain[1:])
+    except Malformed as error:
+        raise LocalProtocolError(str(error)) from None
+    return _pack(plain)
+
+
+def decode(data: bytes, limit: int = params.MAX_FRAME_BYTES) -> Message:
+    """The message that `data` is. Raises `Malformed` for anything else, or for more than `limit` bytes."""
+    plain = _unpack(data, limit)
+    if not plain or type(plain[0]) is not int:
+        raise Malformed("a message begins with its number")
+    cls = REGISTRY.get(plain[0])
+    if cls is None:
+        raise Malformed(f"message number {plain[0]} is not known")
+    return _read_fields(cls, plain[1:])
+
+
+def decode_as(cls: type[Decoded], data: bytes, limit: int = params.MAX_FRAME_BYTES) -> Decoded:
+    """Like `decode`, but raises `Malformed` unless the message is a `cls`."""
+    message = decode(data, limit)
+    if not isinstance(message, cls):
+        raise Malformed(f"expected {cls.__name__}, got {type(message).__name__}")
+    return message
+
+
+def body_hash(body: bytes) -> bytes:
+    """sha256 of an encoded message: the id of an order, a channel, a quote, a federation."""
+    return hashlib.sha256(body).digest()
+
+
+def _to_plain(value: Any) -> Any:
+    """`value` as msgpack carries it; a dataclass becomes the list of its fields."""
+    if is_dataclass(value):
+        return [_to_plain(getattr(value, field.name)) for field in fields(value)]
+    if isinstance(value, tuple):
+        return [_to_plain(element) for element in value]
+    return value
+
+
+def _pack(plain: Plain) -> bytes:
+    try:
+        packed: bytes = msgpack.packb(plain, use_bin_type=True, strict_types=True)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise LocalProtocolError(f"cannot be encoded: {error}") from None
+    return packed
+
+
+def _unpack(data: bytes, limit: int) -> list[Plain]:
+    """`data` as plain values, after the checks that need no schema."""
+    if len(data) > limit:
+        raise Malformed(f"{len(data)} bytes, the limit is {limit}")
+    if not data:
+        raise Malformed("no bytes")
+    try:
+        plain = msgpack.unpackb(data, raw=False, strict_map_key=True, max_ext_len=0, max_map_len=0)
+    except Exception as error:  # msgpack's family of errors has no common base; all mean bad bytes
+        raise Malformed(f"not msgpack: {type(error).__name__}") from None
+    if not isinstance(plain, list):
+        raise Malformed("a message is an array")
+    _refuse_depth(plain, params.MAX_DEPTH)
+    try:
+        canonical = msgpack.packb(plain, use_bin_type=True) == data
+    except (ValueError, TypeError, OverflowError):
+        canonical = False  # a lone surrogate or an integer out of range
+    if not canonical:
+        raise Malformed("not the canonical encoding")
+    return plain
+
+
+def _refuse_depth(plain: list[Plain], left: int) -> None:
+    if left == 0:
+        raise Malformed(f"nested deeper than {params.MAX_DEPTH}")
+    for element in plain:
+        if type(element) is list:
+            _refuse_depth(element, left - 1)
+
+
+def _read_fields(cls: type[Any], plain: list[Plain]) -> Any:
+    readers = _readers(cls)
+    if len(plain) != len(readers):
+        raise Malformed(f"{cls.__name__} has {len(readers)} fields, got {len(plain)}")
+    values = [reader(value, f"{cls.__name__}.{name}") for (name, reader), value in zip(readers, plain, strict=True)]
+    return cls(*values)
+
+
+@cache
+def _readers(cls: type[Any]) -> tuple[tuple[str, Reader], ...]:
+    """One checking reader for each field of `cls`, made once from its annotations."""
+    hints = get_type_hints(cls, include_extras=True)
+    return tuple((field.name, _reader(hints[field.name])) for field in fields(cls))
+
+
+def _reader(hint: Any) -> Reader:
+    bounds: Any = None
+    if get_origin(hint) is Annotated:
+        hint, bounds = get_args(hint)[0], get_args(hint)[1]
+    if is_dataclass(hint):
+        return _record_reader(hint)
+    if get_origin(hint) is tuple:
+        return _array_reader(_reader(get_args(hint)[0]), bounds)
+    return _scalar_reader(getattr(hint, "__supertype__", hint), bounds)  # NewType -> its base
+
+
+def _record_reader(cls: Any) -> Reader:
+    def read(value: Plain, where: str) -> Any:
+        if type(value) is not list:
+            raise Malformed(f"{where} is an array")
+        return _read_fields(cls, value)
+
+    return read
+
+
+def _array_reader(element: Reader, bounds: Length) -> Reader:
+    def read(value: Plain, where: str) -> Any:
+        if type(value) is not list:
+            raise Malformed(f"{where} is an array")
+        _check_length(len(value), bounds, where)
+        return tuple(element(item, where) for item in value)
+
+    return read
+
+
+def _scalar_reader(base: Any, bounds: Between | Length) -> Reader:
+    def read(value: Plain, where: str) -> Any:
+        if type(value) is not base:
+            raise Malformed(f"{where} is {base.__name__}, not {type(value).__name__}")
+        if isinstance(bounds, Between):
+            if not bounds.low <= value <= bounds.high:
+                raise Malformed(f"{where} is {value}, outside {bounds.low} … {bounds.high}")
+        else:
+            _check_length(_byte_length(value, where), bounds, where)
+        return value
+
+    return read
+
+
+def _byte_length(value: bytes | str, where: str) -> int:
+    try:
+        return len(value.encode()) if isinstance(value, str) else len(value)
+    except UnicodeEncodeError:
+        raise Malformed(f"{where} is not valid UTF-8") from None
+
+
+def _check_length(length: int, bounds: Length, where: str) -> None:
+    if not bounds.low <= length <= bounds.high:
+        raise Malformed(f"{where} has length {length}, outside {bounds.low} … {bounds.high}")

@@ -1,0 +1,1 @@
+"""The rules of money: pure, integer, and small enough to read in one sitting."""

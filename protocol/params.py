@@ -1,0 +1,77 @@
+"""Every number that `spec/` names, with its unit.
+
+Rule: a number that two nodes must agree on stands here, with the reason for its size. A number that
+only concerns one node stands in that node's configuration.
+"""
+
+from typing import Final
+
+# --- units ------------------------------------------------------------------------------------------
+MILLISECONDS: Final = 1
+SECONDS: Final = 1_000 * MILLISECONDS
+MINUTES: Final = 60 * SECONDS
+HOURS: Final = 60 * MINUTES
+DAYS: Final = 24 * HOURS
+KIB: Final = 1_024
+MIB: Final = 1_024 * KIB
+
+MICRO: Final = 1_000_000  # µcredits in one credit
+MAX_INTEGER: Final = 2**53 - 1  # largest integer that JavaScript, JSON and msgpack all carry exactly
+PRICE_UNITS: Final = 1_000  # prices are µcredits for this many tokens
+
+# --- protocol identifiers; the number is the major version -------------------------------------------
+QUERY_PROTOCOL: Final = "/mtor/query/1"
+LEDGER_PROTOCOL: Final = "/mtor/ledger/1"
+OFFERS_TOPIC: Final = "/mtor/offers/1"
+DHT_NAMESPACE: Final = "mtor"  # record keys are /mtor/<peer id>
+SIGNING_DOMAIN: Final = b"mtor/1\0"
+
+# --- sizes ------------------------------------------------------------------------------------------
+KEY_BYTES: Final = 32
+HASH_BYTES: Final = 32
+SIGNATURE_BYTES: Final = 64
+QUERY_ID_BYTES: Final = 16
+MAX_FRAME_BYTES: Final = 1 * MIB  # a long conversation fits; a hostile peer cannot make us hold more
+MAX_RECORD_BYTES: Final = 4_096  # one ledger record; the largest legal one is under 700 B
+MAX_OFFER_BYTES: Final = 8 * KIB  # 16 models with long names stay below it
+MAX_DEPTH: Final = 8  # nesting of arrays in any message
+MAX_NAME_BYTES: Final = 128  # model, realm and device names
+MAX_ADDRESSES: Final = 8
+MAX_ADDRESS_BYTES: Final = 256
+MAX_MODELS: Final = 16  # model entries in one offer
+MAX_FEATURES: Final = 32
+MAX_MESSAGES: Final = 1_024  # turns in one conversation
+MAX_ROLE_BYTES: Final = 16
+MAX_TEXT_BYTES: Final = MAX_FRAME_BYTES - 16 * KIB  # one message's text; the rest is room for the frame
+MAX_CHUNK_BYTES: Final = 64 * KIB
+MAX_STOP_STRINGS: Final = 16
+MAX_STOP_BYTES: Final = 256
+MAX_REASON_BYTES: Final = 512
+MAX_OUTPUT_TOKENS: Final = 1_000_000
+MAX_WITNESSES: Final = 31
+MAX_ISSUERS: Final = 8
+MAX_CERTIFICATES: Final = 256  # certificates in one answer to a range request
+
+# --- offers -----------------------------------------------------------------------------------------
+OFFER_LIFETIME: Final = 60 * SECONDS  # a peer that vanished leaves its ghost for no longer
+MAX_OFFER_LIFETIME: Final = 10 * MINUTES
+OFFER_INTERVAL: Final = 20 * SECONDS  # three chances to be heard in one lifetime
+OFFER_MIN_INTERVAL: Final = 1 * SECONDS  # a publisher's pace; faster ones are ignored, not punished
+CLOCK_SKEW: Final = 30 * SECONDS  # home computers' clocks disagree by seconds
+
+# --- the query exchange -----------------------------------------------------------------------------
+DEFAULT_WINDOW: Final = 64  # output tokens that a worker runs ahead of the last voucher
+MAX_WINDOW: Final = 4_096
+FIRST_REPLY_TIMEOUT: Final = 10 * SECONDS  # query sent -> accept or refuse
+SILENCE_TIMEOUT: Final = 30 * SECONDS  # between two frames of a running answer
+VOUCHER_TIMEOUT: Final = 15 * SECONDS  # a worker out of window waits this long for the next voucher
+DEFAULT_DEADLINE: Final = 120 * SECONDS
+MAX_DEADLINE: Final = 30 * MINUTES
+PREFIX_TOKEN_ALLOWANCE: Final = 256  # tokens a chat template may add around the prompt's bytes
+
+# --- the ledger -------------------------------------------------------------------------------------
+HOLD_LIFETIME: Final = 1 * HOURS
+MAX_HOLD_LIFETIME: Final = 30 * DAYS
+SETTLE_MARGIN: Final = 5 * MINUTES  # a worker closes a channel this long before its hold expires
+EPOCH_LENGTH: Final = 7 * DAYS
+DEFAULT_SUPPLY_CAP: Final = 9_000_000_000 * MICRO
