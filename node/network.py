@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from enum import Enum
 from typing import Protocol
 
+from protocol.gossip import Verdict as Verdict
 from protocol.ids import NodeId
 
 
@@ -21,14 +21,6 @@ class NetworkError(Exception):
 
 class StreamReset(NetworkError):
     """The stream was reset by either side, or its connection was lost."""
-
-
-class Verdict(Enum):
-    """What to do with a gossiped message."""
-
-    ACCEPT = "accept"  # deliver and forward
-    IGNORE = "ignore"  # neither, nobody's fault (a duplicate, an expired offer)
-    REJECT = "reject"  # neither, and the peer that forwarded it broke a rule
 
 
 @dataclass(frozen=True, slots=True)

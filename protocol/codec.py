@@ -42,7 +42,8 @@ def decode(data: bytes, limit: int = params.MAX_FRAME_BYTES) -> Message:
     cls = REGISTRY.get(plain[0])
     if cls is None:
         raise Malformed(f"message number {plain[0]} is not known")
-    return _read_fields(cls, plain[1:])
+    message: Message = _read_fields(cls, plain[1:])
+    return message
 
 
 def decode_as(cls: type[Decoded], data: bytes, limit: int = params.MAX_FRAME_BYTES) -> Decoded:
@@ -106,7 +107,7 @@ def _refuse_depth(plain: list[Plain], left: int) -> None:
 
 
 def _read_fields(cls: type[Any], plain: list[Plain]) -> Any:
-    readers = _readers(cls)
+    readers = _readers(cls)  # type: ignore[arg-type]  # a class is hashable
     if len(plain) != len(readers):
         raise Malformed(f"{cls.__name__} has {len(readers)} fields, got {len(plain)}")
     values = [reader(value, f"{cls.__name__}.{name}") for (name, reader), value in zip(readers, plain, strict=True)]

@@ -1,12 +1,30 @@
 """Which worker to ask, best first.
 
-Rule: pure. Offers, requirements, own experience and `now` come in; ordered candidates, or the reasons why there
-are none, go out. A worker's claims about speed count only until there is own experience.
+Rule: pure. Offers, requirements, own experience and `now_ms` come in; ordered candidates and the reasons for
+every offer that was left out go out. A worker's claims about its speed count only until there is own experience,
+and never for more than a modest machine's speed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from protocol import params
+from protocol.ids import NodeId, RealmId, peer_id, short
+from protocol.messages import ModelOffer
+from protocol.offers import KnownOffer
+
+TYPICAL_ANSWER_TOKENS = 128  # candidates are compared by the expected time of such an answer
+UNKNOWN_TTFT_MS = 1_000  # a peer nobody has tried: neither trusted nor shunned
+UNKNOWN_TOKENS_PER_SECOND = 20.0
+MAX_CLAIMED_TOKENS_PER_SECOND = 50.0  # a claim above this is worth no more than this
+BREAKER_FAILURES = 3  # consecutive failures that open the circuit breaker
+BREAKER_FIRST_MS = 10 * params.SECONDS
+BREAKER_MOST_MS = 5 * params.MINUTES
+MEMORY = 0.3  # weight of the newest measurement in the moving averages
+PRICE_MS_PER_MICRO = 0.2  # 1,000 µcredits a thousand tokens dearer is worth 200 ms of waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,3 +38,198 @@ class Requirements:
     max_price_out: int = 0  # µcredits for 1,000 output tokens
     min_context_tokens: int = 0
     worker: str = ""  # a peer id: this worker and no other
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """How one model of one worker did for us. Times in ms, averages move by `MEMORY`."""
+
+    successes: int = 0
+    failures: int = 0
+    consecutive_failures: int = 0
+    ttft_ms: float = 0.0  # 0: not measured
+    tokens_per_second: float = 0.0  # 0: not measured
+    avoid_until_ms: int = 0  # open circuit breaker, or "come back later"
+
+    @property
+    def failure_rate(self) -> float:
+        """0 … 1, pulled towards "good" while there is little experience."""
+        return self.failures / (self.successes + self.failures + 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A worker's model that meets every requirement."""
+
+    known: KnownOffer
+    model: ModelOffer
+    expected_ms: float
+    local: bool
+
+    @property
+    def node(self) -> NodeId:
+        """The worker."""
+        return self.known.node
+
+
+@dataclass(frozen=True, slots=True)
+class Unfit:
+    """An offer that was left out: the requirement that failed, and what it offers instead."""
+
+    node: NodeId
+    model: str
+    requirement: str
+    offered: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Candidates, best first, and why the others are not among them."""
+
+    candidates: tuple[Candidate, ...]
+    unfit: tuple[Unfit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """What this node knows when it ranks. Keys of the mappings are (node, model name)."""
+
+    local: NodeId
+    experience: Mapping[tuple[NodeId, str], Experience] = field(default_factory=dict)
+    in_flight: Mapping[NodeId, int] = field(default_factory=dict)  # our own queries there now
+
+
+def rank(
+    realm: RealmId,
+    requirements: Requirements,
+    offers: Iterable[KnownOffer],
+    knowledge: Knowledge,
+    now_ms: int,
+    tie: bytes = b"",
+) -> Ranking:
+    """Order all models on offer in `realm`, best first. Equals are spread by a hash of `tie` (the query id)."""
+    candidates: list[Candidate] = []
+    unfit: list[Unfit] = []
+    for known in offers:
+        for model in known.offer.models:
+            reason = _unfit(realm, requirements, known, model, knowledge, now_ms)
+            if reason is None:
+                candidates.append(_candidate(known, model, knowledge))
+            else:
+                unfit.append(Unfit(known.node, model.model, *reason))
+    candidates.sort(key=lambda candidate: (round(candidate.expected_ms, -1), _spread(candidate, tie)))
+    return Ranking(tuple(candidates), tuple(unfit))
+
+
+def explain_no_peer(realm: RealmId, requirements: Requirements, ranking: Ranking) -> str:
+    """Why nobody can serve: which requirement failed, and what is on offer, in a sentence or two."""
+    if not ranking.unfit:
+        return f"no peer offers {realm} now; start one with `mtor up --model NAME` or check `mtor peers`"
+    failed = sorted({reason.requirement for reason in ranking.unfit})
+    offered = sorted({f"{short(reason.node)} {reason.model}: {reason.offered}" for reason in ranking.unfit})
+    shown = "; ".join(offered[:5]) + (f"; and {len(offered) - 5} more" if len(offered) > 5 else "")
+    return f"no peer can serve {realm}: {', '.join(failed)} not met. On offer: {shown}"
+
+
+def after_success(known: Experience, ttft_ms: float, tokens_per_second: float) -> Experience:
+    """Experience after a whole answer."""
+    return replace(
+        known,
+        successes=known.successes + 1,
+        consecutive_failures=0,
+        avoid_until_ms=0,
+        ttft_ms=_moved(known.ttft_ms, ttft_ms),
+        tokens_per_second=_moved(known.tokens_per_second, tokens_per_second),
+    )
+
+
+def after_failure(known: Experience, now_ms: int) -> Experience:
+    """Experience after a lost or broken answer; the third in a row opens the breaker, longer each time."""
+    consecutive = known.consecutive_failures + 1
+    excess = consecutive - BREAKER_FAILURES
+    pause = 0 if excess < 0 else min(BREAKER_FIRST_MS << min(excess, 10), BREAKER_MOST_MS)
+    return replace(
+        known,
+        failures=known.failures + 1,
+        consecutive_failures=consecutive,
+        avoid_until_ms=max(known.avoid_until_ms, now_ms + pause),
+    )
+
+
+def after_refusal(known: Experience, retry_after_ms: int, now_ms: int) -> Experience:
+    """Experience after an honest "not now": no failure, but no need to ask again before that time."""
+    pause = min(retry_after_ms, BREAKER_MOST_MS)
+    return replace(known, avoid_until_ms=max(known.avoid_until_ms, now_ms + pause))
+
+
+def _moved(average: float, measured: float) -> float:
+    return measured if average == 0.0 else (1 - MEMORY) * average + MEMORY * measured
+
+
+def _unfit(
+    realm: RealmId,
+    wanted: Requirements,
+    known: KnownOffer,
+    model: ModelOffer,
+    knowledge: Knowledge,
+    now_ms: int,
+) -> tuple[str, str] | None:
+    """(requirement, what is offered) of the first requirement that fails, or None."""
+    device = model.device
+    own = known.node == knowledge.local  # one's own card costs nothing
+    avoid_until = _experience(knowledge, known.node, model).avoid_until_ms
+    checks = (
+        (model.realm != realm, f"realm {realm}", model.realm),
+        (bool(wanted.worker) and wanted.worker != peer_id(known.node), f"worker {wanted.worker}", "another worker"),
+        (bool(wanted.model) and wanted.model != model.model, f"model {wanted.model}", model.model),
+        (known.expired(now_ms), "an offer that is still valid", "expired"),
+        (device.vram_mib < wanted.min_vram_mib, f"{wanted.min_vram_mib} MiB of VRAM", f"{device.vram_mib} MiB"),
+        (
+            bool(wanted.device_kind) and wanted.device_kind != device.kind,
+            f"device {wanted.device_kind}",
+            device.kind,
+        ),
+        (
+            model.context_tokens < wanted.min_context_tokens,
+            f"{wanted.min_context_tokens} tokens of context",
+            f"{model.context_tokens}",
+        ),
+        (
+            not own and 0 < wanted.max_price_in < model.price_in,
+            f"price in at most {wanted.max_price_in}",
+            f"{model.price_in} µcr per 1,000 tokens",
+        ),
+        (
+            not own and 0 < wanted.max_price_out < model.price_out,
+            f"price out at most {wanted.max_price_out}",
+            f"{model.price_out} µcr per 1,000 tokens",
+        ),
+        (model.slots == 0, "a free slot", "paused"),
+        (avoid_until > now_ms, "a worker that answers", f"avoided for {avoid_until - now_ms} ms more"),
+    )
+    return next(((requirement, offered) for failed, requirement, offered in checks if failed), None)
+
+
+def _candidate(known: KnownOffer, model: ModelOffer, knowledge: Knowledge) -> Candidate:
+    experience = _experience(knowledge, known.node, model)
+    speed = experience.tokens_per_second or _claimed_speed(model)
+    one_answer = TYPICAL_ANSWER_TOKENS / speed * 1_000
+    ahead = max(model.busy + model.queued, knowledge.in_flight.get(known.node, 0))
+    waiting = max(0, ahead + 1 - model.slots) / model.slots * one_answer
+    local = known.node == knowledge.local
+    price = 0.0 if local else model.price_out * PRICE_MS_PER_MICRO
+    expected = (waiting + (experience.ttft_ms or UNKNOWN_TTFT_MS) + one_answer) * (1 + 4 * experience.failure_rate)
+    return Candidate(known, model, expected + price, local)
+
+
+def _claimed_speed(model: ModelOffer) -> float:
+    claimed = model.tokens_per_second / 1_000
+    return min(claimed, MAX_CLAIMED_TOKENS_PER_SECOND) if claimed else UNKNOWN_TOKENS_PER_SECOND
+
+
+def _experience(knowledge: Knowledge, node: NodeId, model: ModelOffer) -> Experience:
+    return knowledge.experience.get((node, model.model), Experience())
+
+
+def _spread(candidate: Candidate, tie: bytes) -> bytes:
+    return hashlib.sha256(tie + candidate.node).digest()
