@@ -104,8 +104,8 @@ class Conversation:
         self.units_in = 0
         self.units_out = 0
         self.text_bytes = 0
-        self._chunks = 0
-        self._begun = False
+        self.chunks = 0
+        self.begun = False
         self._hash = hashlib.sha256()
 
     def sent(self, message: Message) -> None:
@@ -143,19 +143,19 @@ class Conversation:
         limit = prompt_token_limit(self.query)
         if begin.units_in > limit:
             raise IllegalMove(f"{begin.units_in} prompt tokens for a prompt of at most {limit}")
-        if self._begun:
+        if self.begun:
             raise IllegalMove("an answer begins once")
-        self._begun = True
+        self.begun = True
         self.units_in = begin.units_in
 
     def _chunk(self, chunk: Chunk) -> None:
-        if not self._begun or chunk.index != self._chunks:
-            raise IllegalMove(f"chunk {chunk.index}, expected {self._chunks} after a Begin")
+        if not self.begun or chunk.index != self.chunks:
+            raise IllegalMove(f"chunk {chunk.index}, expected {self.chunks} after a Begin")
         text = chunk.text.encode()
         limit = self.text_bytes + len(text) + self._unseen_allowance()
         if not self.units_out <= chunk.units_out <= limit:
             raise IllegalMove(f"{chunk.units_out} output tokens after {self.units_out}, for {limit} bytes at most")
-        self._chunks += 1
+        self.chunks += 1
         self.units_out = chunk.units_out
         self.text_bytes += len(text)
         self._hash.update(text)
