@@ -1,0 +1,66 @@
+"""The tables in `spec/*.md` say what the code does: same names, order, types, bounds, numbers and codes."""
+
+from __future__ import annotations
+
+import pytest
+import tables
+from protocol import params
+from protocol.errors import CODES
+from protocol.ids import BUILT_IN_REALMS
+from protocol.messages import REGISTRY, Message
+
+REGISTRIES = "07-registries.md"
+UNITS = {"MILLISECONDS", "SECONDS", "MINUTES", "HOURS", "DAYS", "KIB", "MIB", "MICRO"}
+RECORDS = set().union(*(tables.records_of(cls) for cls in REGISTRY.values()))
+
+
+def described(name: str, number: str) -> tables.MessageTable:
+    found = [table for table in tables.message_tables() if table.name == name]
+    assert [table.number for table in found] == [number], f"### {name} ({number}) stands once in spec/"
+    return found[0]
+
+
+@pytest.mark.parametrize(("number", "cls"), sorted(REGISTRY.items()), ids=lambda value: getattr(value, "__name__", ""))
+def test_each_message_is_described_as_it_is(number: int, cls: type[Message]) -> None:
+    assert described(cls.__name__, str(number)).rows == tables.expected_rows(cls)
+
+
+@pytest.mark.parametrize("record", sorted(RECORDS, key=lambda cls: cls.__name__), ids=lambda cls: cls.__name__)
+def test_each_record_is_described_as_it_is(record: type) -> None:
+    assert described(record.__name__, "record").rows == tables.expected_rows(record)
+
+
+def test_no_chapter_describes_what_does_not_exist() -> None:
+    known = {cls.__name__ for cls in REGISTRY.values()} | {cls.__name__ for cls in RECORDS}
+    assert {table.name for table in tables.message_tables()} <= known
+
+
+def test_message_numbers() -> None:
+    listed = {int(row[0]): row[1] for row in tables.table_after(REGISTRIES, "## Message numbers")}
+    assert listed == {number: cls.__name__ for number, cls in REGISTRY.items()}
+
+
+def test_error_codes() -> None:
+    listed = tables.table_after(REGISTRIES, "## Error codes")
+    assert listed == [
+        (str(int(code)), code.name, meaning.fault, "yes" if meaning.try_another else "no", meaning.meaning)
+        for code, meaning in sorted(CODES.items())
+    ]
+
+
+def test_built_in_realms() -> None:
+    listed = [row[0] for row in tables.table_after(REGISTRIES, "## Realms")]
+    assert listed == list(BUILT_IN_REALMS)
+
+
+def test_limits_and_times() -> None:
+    listed = {row[0]: row[1] for row in tables.all_rows(REGISTRIES, "## Limits and times")}
+    named = {name: value for name, value in vars(params).items() if name.isupper() and name not in UNITS}
+    assert {name: _value(name, text) for name, text in listed.items()} == named
+
+
+def _value(name: str, text: str) -> object:
+    kind = type(getattr(params, name))
+    if kind is bytes:
+        return bytes.fromhex(text)
+    return tables.number(text) if kind is int else text
