@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import trio
 
-from node.network import Stream
+from node.network import Stream, StreamReset
 from protocol.codec import decode, encode
 from protocol.errors import Malformed
 from protocol.framing import FrameReader, frame
 from protocol.ids import NodeId
 from protocol.messages import Message
 from protocol.params import MAX_FRAME_BYTES
+
+SEND_SECONDS = 8.0  # for one frame to leave; a peer that reads nothing for longer is lost
 
 
 class MessageStream:
@@ -35,7 +37,12 @@ class MessageStream:
         """Send one message. Raises `StreamReset`, or `LocalProtocolError` for a field out of bounds."""
         data = frame(encode(message))
         async with self._sending:
-            await self._stream.send(data)
+            # A frame goes out whole or the stream is lost: half a frame would make the next one garbage.
+            with trio.move_on_after(SEND_SECONDS, shield=True):
+                await self._stream.send(data)
+                return
+        await self._stream.reset()
+        raise StreamReset(f"the peer took nothing for {SEND_SECONDS:.0f} s")
 
     async def receive(self) -> Message | None:
         """The next message, None at the end of the stream. Raises `StreamReset` or `Malformed`."""

@@ -1,0 +1,76 @@
+"""Admission: bounded, fair, paid before free."""
+
+from contextlib import AsyncExitStack
+
+import pytest
+import trio
+
+from node.scheduler import Scheduler
+from protocol.errors import ErrorCode, Refused
+from protocol.ids import NodeId
+
+A, B, C = (NodeId(bytes([number]) * 32) for number in (1, 2, 3))
+
+
+async def test_slots_then_queue_then_refusal() -> None:
+    scheduler = Scheduler(slots=1, queue=1)
+    async with scheduler.place(A, paid=True) as first, scheduler.place(B, paid=True) as second:
+        assert first.admitted and second.position == 1
+        with pytest.raises(Refused) as refused:
+            async with scheduler.place(C, paid=True):
+                pass
+        assert refused.value.code is ErrorCode.OVERLOADED and refused.value.retry_after_ms > 0
+    assert scheduler.busy == scheduler.queued == 0
+
+
+async def test_a_freed_slot_wakes_the_next() -> None:
+    scheduler = Scheduler(slots=1, queue=4)
+    order: list[str] = []
+
+    async def serve(name: str, node: NodeId, paid: bool, started: trio.Event) -> None:
+        async with scheduler.place(node, paid=paid) as ticket:
+            started.set()
+            while not ticket.admitted:
+                await scheduler.wait_moved(ticket)
+            order.append(name)
+
+    async with trio.open_nursery() as nursery, scheduler.place(A, paid=True):
+        for name, node, paid in (("free", B, False), ("paid", C, True)):
+            started = trio.Event()
+            nursery.start_soon(serve, name, node, paid, started)
+            await started.wait()
+    assert order == ["paid", "free"]
+
+
+async def test_a_burst_of_one_requester_does_not_starve_another() -> None:
+    scheduler = Scheduler(slots=2, queue=8)
+    async with (
+        scheduler.place(A, paid=True),
+        scheduler.place(A, paid=True) as running,
+        scheduler.place(A, paid=True) as third,
+        scheduler.place(B, paid=True) as newcomer,
+    ):
+        assert running.admitted
+        assert (newcomer.position, third.position) == (1, 2)
+
+
+async def test_one_requester_cannot_fill_the_queue() -> None:
+    scheduler = Scheduler(slots=1, queue=4)
+    async with AsyncExitStack() as places:
+        for _ in range(4):  # one runs, three wait
+            await places.enter_async_context(scheduler.place(A, paid=True))
+        with pytest.raises(Refused, match="share of the queue"):
+            await places.enter_async_context(scheduler.place(A, paid=True))
+        other = await places.enter_async_context(scheduler.place(B, paid=True))
+        assert not other.admitted
+
+
+async def test_a_waiter_that_gives_up_leaves_no_trace() -> None:
+    scheduler = Scheduler(slots=1, queue=4)
+    async with scheduler.place(A, paid=True):
+        with trio.move_on_after(0):
+            async with scheduler.place(B, paid=True) as ticket:
+                await scheduler.wait_moved(ticket)
+        assert scheduler.queued == 0
+    async with scheduler.place(B, paid=True) as ticket:
+        assert ticket.admitted
