@@ -6,6 +6,8 @@ import pytest
 import tables
 from protocol import params
 from protocol.errors import CODES
+from protocol.exchange import MOVES
+from protocol.gossip import RULES
 from protocol.ids import BUILT_IN_REALMS
 from protocol.messages import REGISTRY, Message
 
@@ -64,3 +66,15 @@ def _value(name: str, text: str) -> object:
     if kind is bytes:
         return bytes.fromhex(text)
     return tables.number(text) if kind is int else text
+
+
+def test_legal_moves() -> None:
+    listed = tables.table_after("04-query.md", "## The legal moves")
+    assert listed == [
+        (state.name, mover.value, cls.__name__, following.name) for (state, mover, cls), following in MOVES.items()
+    ]
+
+
+def test_gossip_rules() -> None:
+    listed = tables.table_after("03-offers.md", "## Gossip")
+    assert listed == [(rule, f"[{verdict.name}]", text) for rule, (verdict, text) in RULES.items()]
