@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from vector_json import from_json, to_json
+
 from protocol import exchange
 from protocol.codec import decode, encode
 from protocol.errors import ProtocolError, Refused
@@ -17,7 +19,6 @@ from protocol.ids import FederationId, NodeId, QueryId, node_id, parse_peer_id, 
 from protocol.messages import ChatRequest, Query
 from protocol.offers import newest_record, open_offer, record_valid
 from protocol.signing import Signer, open_envelope, signed_bytes, verify
-from vector_json import from_json, to_json
 
 Json = Any
 Runner = Callable[[dict[str, Json]], Json]
@@ -116,34 +117,27 @@ def newest_records(given: dict[str, Json]) -> Json:
 
 
 def exchanges(given: dict[str, Json]) -> Json:
-    """A sequence of messages -> where the requester's view of the conversation stands."""
-    conversation = exchange.Conversation(exchange.Role.WORKER)
-    requester = exchange.Conversation(exchange.Role.REQUESTER)
+    """A sequence of messages as one side sees it -> where its conversation stands."""
+    conversation = exchange.Conversation(exchange.Role(given["view"]))
     *earlier, last = given["moves"]
-    for move in earlier:
-        _both(conversation, requester, move)
-    _receiver(conversation, requester, last).received(from_json(last["message"]))
-    view = _receiver(conversation, requester, last)
+    try:
+        for move in earlier:
+            _feed(conversation, move)
+    except ProtocolError as error:
+        raise AssertionError(f"only the last move may be illegal: {error}") from error
+    _feed(conversation, last)
     return {
-        "state": view.state.value,
-        "units_in": view.delivered.units_in,
-        "units_out": view.delivered.units_out,
-        "digest": view.delivered.digest.hex(),
+        "state": conversation.state.name,
+        "units_in": conversation.units_in,
+        "units_out": conversation.units_out,
+        "digest": conversation.delivered.digest.hex(),
     }
 
 
-def _both(worker: exchange.Conversation, requester: exchange.Conversation, move: dict[str, Json]) -> None:
+def _feed(conversation: exchange.Conversation, move: dict[str, Json]) -> None:
     message = from_json(move["message"])
-    receiver = _receiver(worker, requester, move)
-    sender = requester if receiver is worker else worker
-    sender.sent(message)
-    receiver.received(message)
-
-
-def _receiver(
-    worker: exchange.Conversation, requester: exchange.Conversation, move: dict[str, Json]
-) -> exchange.Conversation:
-    return worker if move["by"] == "requester" else requester
+    feed = conversation.sent if move["by"] == conversation.role.value else conversation.received
+    feed(message)
 
 
 def queries(given: dict[str, Json]) -> Json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import tables
+
 from protocol import params
 from protocol.errors import CODES
 from protocol.exchange import MOVES

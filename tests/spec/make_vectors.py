@@ -1,0 +1,930 @@
+"""Writes `spec/vectors/*.json` (all but the ledger's) and the examples in `spec/*.md`.
+
+Rule: nothing random, no clock; running it twice gives the same bytes. A case's input is written here, its result
+comes from the code, so a change of the wire shows up as a change of these files, to be read and explained.
+Cases that must fail say so here: a result where a failure is expected stops the run.
+
+    python tests/spec/make_vectors.py
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import edwards
+from runners import RUNNERS, outcome
+from vector_json import to_json
+
+from protocol import params
+from protocol.codec import body_hash, encode
+from protocol.exchange import Delivered, transcript_hash
+from protocol.framing import frame
+from protocol.ids import NO_HASH, ChannelId, FederationId, NodeId, QueryId, RealmId, peer_id
+from protocol.messages import (
+    REGISTRY,
+    Accept,
+    Begin,
+    Cancel,
+    Certificate,
+    Certificates,
+    ChatRequest,
+    Chunk,
+    Close,
+    Device,
+    Done,
+    Envelope,
+    Error,
+    FetchCertificates,
+    FetchGenesis,
+    Genesis,
+    GenesisAnswer,
+    Grant,
+    Hold,
+    Message,
+    ModelOffer,
+    Offer,
+    Pay,
+    Query,
+    Refund,
+    Refuse,
+    Rejected,
+    RequestVote,
+    Settled,
+    StoreCertificate,
+    Stored,
+    Turn,
+    Vote,
+    Voted,
+    Voucher,
+    WitnessSignature,
+)
+from protocol.pricing import channel_cost
+from protocol.signing import Signer, seal, signed_bytes
+
+SPEC = Path(__file__).parents[2] / "spec"
+VECTORS = SPEC / "vectors"
+
+Json = Any
+Case = dict[str, Json]
+
+# --- fixed values ------------------------------------------------------------------------------------
+
+SEED_A, SEED_B = bytes([1]) * 32, bytes([2]) * 32
+ALICE, BOB = Signer.from_seed(SEED_A), Signer.from_seed(SEED_B)
+FEDERATION, OTHER_FEDERATION = FederationId(bytes([0x0F]) * 32), FederationId(bytes([0x1F]) * 32)
+CHANNEL = ChannelId(bytes([0x0C]) * 32)
+QUERY_ID = QueryId(bytes(range(16)))
+NOW = 1_800_000_000_000  # Unix time, ms
+PRICE_IN, PRICE_OUT = 1_000, 3_000
+
+CPU = Device("cpu", "AMD EPYC 9V74", 0, 0)
+CARD = Device("cuda", "NVIDIA GeForce RTX 3060", 12_288, 86)
+SMALL = ModelOffer(
+    RealmId("$CHAT"), "smollm2-135m", bytes([0xD1]) * 32, 8_192, 1_024, CPU, 2, 1, 0, PRICE_IN, PRICE_OUT, 64, 24_500, 1
+)
+LARGE = ModelOffer(
+    RealmId("$CHAT"), "llama-3.1-8b", bytes([0xD2]) * 32, 131_072, 4_096, CARD, 8, 0, 3, 2_000, 9_000, 256, 61_250, 0
+)
+ADDRESS = f"/ip4/192.0.2.7/tcp/9001/p2p/{peer_id(ALICE.node)}"
+OFFER = Offer(ALICE.node, NOW, NOW, NOW + params.OFFER_LIFETIME, (ADDRESS,), (SMALL,), ())
+CHAT = ChatRequest(
+    (Turn("system", "Be brief."), Turn("user", "What is the capital of France?")),
+    max_tokens=64,
+    temperature=600,
+    top_p=920,
+    top_k=0,
+    repetition_penalty=1_100,
+    frequency_penalty=2_000,
+    presence_penalty=2_000,
+    seed=7,
+    stop=("\n\n",),
+)
+QUERY = Query(QUERY_ID, RealmId("$CHAT"), "smollm2-135m", 120_000, CHANNEL, encode(CHAT), "", 0, ())
+FREE_QUERY = Query(QUERY_ID, RealmId("$CHAT"), "", 120_000, ChannelId(NO_HASH), encode(CHAT), "", 0, ())
+HOLD = Hold(
+    ALICE.node, 3, bytes([0xAA]) * 32, BOB.node, 2_000_000, PRICE_IN, PRICE_OUT, NOW + params.HOLD_LIFETIME,
+    body_hash(encode(OFFER)), 0,
+)  # fmt: skip
+
+
+def sha(text: str) -> bytes:
+    """sha256 of a text's UTF-8."""
+    return hashlib.sha256(text.encode()).digest()
+
+
+def voucher_for(point: Delivered) -> Voucher:
+    """The voucher for a point of the first query of a channel."""
+    amount = channel_cost(point.units_in, point.units_out, PRICE_IN, PRICE_OUT)
+    return Voucher(CHANNEL, amount, point.units_in, point.units_out, transcript_hash(NO_HASH, QUERY_ID, point))
+
+
+def pay_for(point: Delivered) -> Pay:
+    """That voucher, signed by Alice."""
+    body = encode(voucher_for(point))
+    return Pay(body, ALICE.sign(FEDERATION, body))
+
+
+# --- making cases ------------------------------------------------------------------------------------
+
+
+def case(kind: str, name: str, given: dict[str, Json]) -> Case:
+    """A case that succeeds: its result is what the code gives."""
+    result = outcome(RUNNERS[kind], given)
+    if "expect" not in result:
+        raise SystemExit(f"{kind}: {name} fails with {result}")
+    return {"name": name, "input": given, **result}
+
+
+def failing(kind: str, name: str, error: str, given: dict[str, Json]) -> Case:
+    """A case that must fail with `error`."""
+    result = outcome(RUNNERS[kind], given)
+    if result != {"error": error}:
+        raise SystemExit(f"{kind}: {name} should fail with {error}, gives {result}")
+    return {"name": name, "input": given, "error": error}
+
+
+def vector_file(kind: str, description: str, cases: Iterable[Case]) -> str:
+    """The text of a file."""
+    content = {"kind": kind, "description": description, "cases": list(cases)}
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+# --- encoding ----------------------------------------------------------------------------------------
+
+
+def samples() -> list[tuple[str, Message]]:
+    """At least one of each message, with the edges of their fields."""
+    point = Delivered(20, 2, sha("Paris."))
+    vote = Vote(body_hash(encode(HOLD)), 3, hashlib.sha256(ALICE.node).digest())
+    certificate = Certificate(
+        encode(HOLD), ALICE.sign(FEDERATION, encode(HOLD)), (WitnessSignature(0, BOB.sign(FEDERATION, encode(vote))),)
+    )
+    genesis = Genesis("example", NOW, (BOB.node,), 0, (ALICE.node,), 9_000 * params.MICRO, params.EPOCH_LENGTH)
+    pay = pay_for(point)
+    return [
+        ("grant", Grant(ALICE.node, 0, hashlib.sha256(ALICE.node).digest(), BOB.node, 9_000 * params.MICRO, 0)),
+        ("hold", HOLD),
+        ("voucher", voucher_for(point)),
+        ("close", Close(CHANNEL, pay.voucher, pay.signature)),
+        ("vote", vote),
+        ("certificate", certificate),
+        ("genesis", genesis),
+        ("refund", Refund(BOB.node, CHANNEL, NOW)),
+        ("envelope", Envelope(ALICE.node, FEDERATION, b"\x91\x27", ALICE.sign(FEDERATION, b"\x91\x27"))),
+        ("offer: one model", OFFER),
+        ("offer: two models, no address, an odd feature", Offer(BOB.node, 1, 0, 1, (), (SMALL, LARGE), (1,))),
+        ("offer: a node that only asks", Offer(BOB.node, params.MAX_INTEGER, NOW, NOW + 1, (), (), ())),
+        ("chat request", CHAT),
+        ("chat request: all at their lowest", ChatRequest((Turn("user", ""),), 0, 0, 0, 0, 100, 0, 0, 0, ())),
+        ("query: paid", QUERY),
+        ("query: free, continued", Query(
+            QUERY_ID, RealmId("$CHAT"), "", 1, ChannelId(NO_HASH), encode(CHAT), "The capital 🇫🇷 is", 5, (3, 65_535)
+        )),
+        ("accept: now", Accept(0, 0)),
+        ("accept: third in the queue", Accept(3, 4_500)),
+        ("refuse", Refuse(6, "busy", 1_500)),
+        ("begin", Begin(20, "smollm2-135m", 64)),
+        ("chunk", Chunk(0, 1, "Paris")),
+        ("chunk: heartbeat", Chunk(12, 64, "")),
+        ("chunk: text of 32 bytes takes the longer form", Chunk(1, 9, "a" * 32)),
+        ("chunk: text of 256 bytes", Chunk(1, 9, "é" * 128)),
+        ("pay", pay),
+        ("cancel", Cancel()),
+        ("done", Done("stop", 20, 2, sha("Paris."))),
+        ("error", Error(15, "the engine's process ended", 0)),
+        ("settled", Settled(26)),
+        ("request vote", RequestVote(encode(HOLD), ALICE.sign(FEDERATION, encode(HOLD)))),
+        ("voted", Voted(30, BOB.sign(FEDERATION, encode(vote)))),
+        ("store certificate", StoreCertificate(encode(certificate))),
+        ("stored", Stored(127)),
+        ("stored: 128 takes a byte more", Stored(128)),
+        ("stored: 256", Stored(256)),
+        ("stored: 65,536", Stored(65_536)),
+        ("stored: 2^32", Stored(2**32)),
+        ("stored: 2^53-1", Stored(params.MAX_INTEGER)),
+        ("rejected", Rejected(35, "another order holds this account's number already")),
+        ("fetch certificates", FetchCertificates(0, 256)),
+        ("certificates", Certificates(5, 6, (encode(certificate),))),
+        ("certificates: none", Certificates(6, 6, ())),
+        ("fetch genesis", FetchGenesis()),
+        ("genesis answer", GenesisAnswer(encode(genesis))),
+    ]  # fmt: skip
+
+
+def encodings() -> str:
+    """encoding.json"""
+    named = samples()
+    missing = {cls.__name__ for cls in REGISTRY.values()} - {type(message).__name__ for _, message in named}
+    if missing:
+        raise SystemExit(f"no sample of {sorted(missing)}")
+    return vector_file(
+        "encoding",
+        "Every message, and the edges of the integer, string and array forms. Signatures are real, ids are not.",
+        (case("encoding", name, {"message": to_json(message)}) for name, message in named),
+    )
+
+
+# Accept is [34, queue_position, wait_ms]; Settled is [42, cumulative]; Chunk is [37, index, units_out, text].
+MALFORMED = [
+    ("nothing", ""),
+    ("an integer", "22"),
+    ("an empty array", "90"),
+    ("an empty map", "80"),
+    ("a map", "81222a"),
+    ("nil", "c0"),
+    ("no number", "92a12200"),
+    ("number 0", "9100"),
+    ("number 60", "913c"),
+    ("number 127", "917f"),
+    ("number 128", "91cc80"),
+    ("the number is true", "92c300"),
+    ("the number is 34.0", "93cb40410000000000000000"),
+    ("a field less", "9222 00"),
+    ("a field more", "9422 00 00 00"),
+    ("a byte behind", "9322 00 00 00"),
+    ("two messages", "9322 00 00 9322 00 00"),
+    ("cut short", "9322 00"),
+    ("cut inside a string", "94250001a2 61"),
+    ("the number in two bytes", "93cc2200 00"),
+    ("5 in two bytes", "9322 00 cc05"),
+    ("5 in three bytes", "9322 00 cd0005"),
+    ("5 in five bytes", "9322 00 ce00000005"),
+    ("5 in nine bytes", "9322 00 cf0000000000000005"),
+    ("5 as a signed byte", "9322 00 d005"),
+    ("300 as a signed integer", "9322 00 d1012c"),
+    ("-1", "9322 00 ff"),
+    ("-1 in nine bytes", "9322 00 d3ffffffffffffffff"),
+    ("2^53", "922a cf0020000000000000"),
+    ("2^64-1", "922a cfffffffffffffffff"),
+    ("1.0", "9322 00 cb3ff0000000000000"),
+    ("1.0 in single precision", "9322 00 ca3f800000"),
+    ("not a number", "9322 00 cb7ff8000000000000"),
+    ("nil as a field", "9322 00 c0"),
+    ("false as a field", "9322 00 c2"),
+    ("true as a field", "9322 00 c3"),
+    ("an empty map as a field", "9322 00 80"),
+    ("a map as a field", "9322 00 810001"),
+    ("a map with a key twice", "9322 00 8200010002"),
+    ("an extension", "9322 00 d40101"),
+    ("an empty extension", "9322 00 c70001"),
+    ("a timestamp", "9322 00 d6ff00000000"),
+    ("the byte that MessagePack never uses", "9322 00 c1"),
+    ("queue_position above its bound", "9322 ce00010000 00"),
+    ("a string for an integer", "9322 00 a130"),
+    ("bin for a string", "9425 00 01 c40161"),
+    ("a string for bin", "9238 a161"),
+    ("a string in the long form", "9425 00 01 d90161"),
+    ("a string in a longer form", "9425 00 01 da000161"),
+    ("bin in a longer form", "9238 c50001aa"),
+    ("an array in the long form", "dc000322 00 00"),
+    ("an array in the longest form", "dd0000000322 00 00"),
+    ("an inner array in the long form", "9436 00 00 dc0000"),
+    ("an array that claims 2^32-1 elements", "ddffffffff"),
+    ("a string that claims 2^32-1 bytes", "9425 00 01 dbffffffff"),
+    ("UTF-8 cut in the middle of a character", "9425 00 01 a1c3"),
+    ("a byte that UTF-8 does not have", "9425 00 01 a1ff"),
+    ("a long form of a character in UTF-8", "9425 00 01 a2c0af"),
+    ("a lone surrogate", "9425 00 01 a3eda080"),
+    ("a pair of surrogates", "9425 00 01 a6eda081edb080"),
+    ("a character above U+10FFFF", "9425 00 01 a4f4908080"),
+    ("an array for an integer", "9322 00 90"),
+    ("an integer for an array", "9436 00 00 00"),
+    ("eight arrays deep, no message", "91" * 7 + "90"),
+    ("nine arrays deep", "91" * 8 + "90"),
+    ("a thousand arrays deep", "91" * 999 + "90"),
+    ("a key of 31 bytes", "94 08 c41f" + "11" * 31 + "c420" + "0c" * 32 + "00"),
+    ("a key of 33 bytes", "94 08 c421" + "11" * 33 + "c420" + "0c" * 32 + "00"),
+    ("more features than 32", "98 11 c420" + "11" * 32 + "00 00 01 90 90 dc0021" + "01" * 33),
+]  # fmt: skip
+
+
+def decodings() -> str:
+    """decoding.json"""
+    frame_limit = params.MAX_FRAME_BYTES
+    good = encode(Refuse(6, "busy", 1_500))
+    too_long = encode(Chunk(0, 0, "a" * 200))
+
+    def given(hexadecimal: str, limit: int = frame_limit) -> dict[str, Json]:
+        return {"hex": hexadecimal.replace(" ", ""), "limit": limit}
+
+    return vector_file(
+        "decoding",
+        "Bytes that are one canonical message, and bytes that are not.",
+        [
+            case("decoding", "refuse", given(good.hex())),
+            case("decoding", "exactly at the limit", given(good.hex(), len(good))),
+            case("decoding", "cancel: no fields", given("9127")),
+            case("decoding", "a string of four-byte characters", given(encode(Chunk(0, 2, "🦙🦙")).hex())),
+            case("decoding", "U+0000 and U+FFFF are characters", given(encode(Chunk(0, 2, "\0\uffff")).hex())),
+            *(failing("decoding", name, "Malformed", given(hexadecimal)) for name, hexadecimal in MALFORMED),
+            failing("decoding", "a byte above the limit", "Malformed", given(good.hex(), len(good) - 1)),
+            failing("decoding", "much above the limit", "Malformed", given(too_long.hex(), 100)),
+        ],
+    )
+
+
+# --- framing -----------------------------------------------------------------------------------------
+
+
+def framings() -> str:
+    """framing.json"""
+    one, two = frame(encode(Cancel())), frame(encode(Accept(0, 0)))
+    long = frame(encode(Chunk(0, 3, "b" * 300)))
+    every = b"".join([one, two, long])
+
+    def given(pieces: Iterable[bytes], limit: int = 1_024) -> dict[str, Json]:
+        return {"limit": limit, "pieces": [piece.hex() for piece in pieces]}
+
+    def bytewise(data: bytes) -> list[bytes]:
+        return [data[at : at + 1] for at in range(len(data))]
+
+    return vector_file(
+        "framing",
+        "What arrives on a stream, in pieces, and the frames in it.",
+        [
+            case("framing", "nothing", given([])),
+            case("framing", "one frame", given([one])),
+            case("framing", "an empty frame", given([b"\0"])),
+            case("framing", "three frames in one piece", given([every])),
+            case("framing", "three frames byte by byte", given(bytewise(every))),
+            case("framing", "a length of two bytes, cut between them", given([long[:1], long[1:]])),
+            case("framing", "a frame and a half", given([one + two[:2]])),
+            case("framing", "half a length", given([b"\x80"])),
+            case("framing", "exactly at the limit", given([frame(bytes(16))], 16)),
+            failing("framing", "a byte above the limit", "Malformed", given([frame(bytes(17))], 16)),
+            failing("framing", "above the limit, nothing of it sent yet", "Malformed", given([b"\x81\x08"])),
+            failing("framing", "good, then above the limit", "Malformed", given([one + b"\x81\x08"])),
+            failing("framing", "0 in two bytes", "Malformed", given([b"\x80\x00"])),
+            failing("framing", "2 in two bytes", "Malformed", given([b"\x82\x00\x91\x27"])),
+            failing("framing", "2 in three bytes", "Malformed", given([b"\x82\x80\x00"])),
+            failing("framing", "2 in four bytes, byte by byte", "Malformed", given(bytewise(b"\x82\x80\x80\x00"))),
+            failing("framing", "four bytes and no end", "Malformed", given([b"\xff\xff\xff\xff"])),
+            failing("framing", "five bytes", "Malformed", given([b"\x80\x80\x80\x80\x01"])),
+            failing("framing", "2^28-1", "Malformed", given([b"\xff\xff\xff\x7f"])),
+        ],
+    )
+
+
+# --- signatures --------------------------------------------------------------------------------------
+
+BODY = encode(HOLD)
+
+
+def signings() -> str:
+    """signing.json"""
+
+    def given(seed: bytes, federation: bytes, body: bytes) -> dict[str, Json]:
+        return {"seed": seed.hex(), "federation": federation.hex(), "body": body.hex()}
+
+    return vector_file(
+        "signing",
+        "What a signature covers: the domain, the number, the federation, the body.",
+        [
+            case("signing", "cancel", given(SEED_A, FEDERATION, encode(Cancel()))),
+            case("signing", "hold", given(SEED_A, FEDERATION, BODY)),
+            case("signing", "the same hold in another federation", given(SEED_A, OTHER_FEDERATION, BODY)),
+            case("signing", "the same hold by another key", given(SEED_B, FEDERATION, BODY)),
+            case("signing", "offer", given(SEED_A, FEDERATION, encode(OFFER))),
+            failing("signing", "a body of one byte", "Malformed", given(SEED_A, FEDERATION, b"\x91")),
+            failing("signing", "a body that is no array", "Malformed", given(SEED_A, FEDERATION, b"\xa1\x27")),
+            failing("signing", "a number in two bytes", "Malformed", given(SEED_A, FEDERATION, b"\x91\xcc")),
+        ],
+    )  # fmt: skip
+
+
+def signature_given(
+    key: bytes, signature: bytes, federation: bytes = FEDERATION, body: bytes = BODY
+) -> dict[str, Json]:
+    """The input of a `verifying` case."""
+    return {"key": key.hex(), "federation": federation.hex(), "body": body.hex(), "signature": signature.hex()}
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    """`data` with one bit changed."""
+    changed = bytearray(data)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def verifyings() -> str:
+    """verifying.json"""
+    good = ALICE.sign(FEDERATION, BODY)
+    number_changed = bytes([BODY[0], BODY[1] + 1]) + BODY[2:]
+    bad = [
+        ("another federation", signature_given(ALICE.node, good, OTHER_FEDERATION)),
+        ("another message number in front", signature_given(ALICE.node, edwards.sign_raw(
+            SEED_A, params.SIGNING_DOMAIN + b"\x01" + FEDERATION + BODY))),
+        ("another number in the body", signature_given(ALICE.node, good, FEDERATION, number_changed)),
+        ("the body alone was signed", signature_given(ALICE.node, edwards.sign_raw(SEED_A, BODY))),
+        ("another key", signature_given(BOB.node, good)),
+        ("a bit of the body", signature_given(ALICE.node, good, FEDERATION, flipped(BODY, 8 * len(BODY) - 1))),
+        *((f"bit {bit} of the signature", signature_given(ALICE.node, flipped(good, bit)))
+          for bit in (0, 255, 256, 507, 508, 511)),
+        ("all zero", signature_given(ALICE.node, bytes(64))),
+        ("63 bytes", signature_given(ALICE.node, good[:-1])),
+        ("65 bytes", signature_given(ALICE.node, good + b"\0")),
+        ("no bytes", signature_given(ALICE.node, b"")),
+        ("a key of 31 bytes", signature_given(ALICE.node[:-1], good)),
+        ("a key that is no point of the curve", signature_given(edwards.not_a_point(), good)),
+        ("S + L: not reduced", signature_given(ALICE.node, good[:32] + edwards.plus_order(good[32:]))),
+        ("R with a component of small order, which a cofactored check accepts",
+         signature_given(ALICE.node, edwards.sign_with_torsion(SEED_A, signed_bytes(FEDERATION, BODY)))),
+        ("R the neutral element", signature_given(
+            ALICE.node, edwards.sign_with_neutral_r(SEED_A, signed_bytes(FEDERATION, BODY)))),
+        ("a key with a component of small order", signature_given(*edwards.mixed_key_signature(
+            SEED_A, lambda key: signed_bytes(FEDERATION, BODY)))),
+    ]  # fmt: skip
+    small = edwards.small_order_encodings()
+    forged = [
+        (f"small-order key {index} of {len(small)}, forged without a private key",
+         signature_given(key, edwards.forge(key, signed_bytes(FEDERATION, BODY))))
+        for index, key in enumerate(small, start=1)
+    ]  # fmt: skip
+    return vector_file(
+        "verifying",
+        "Signatures that are valid, and all kinds that are not. The 14 small-order keys come with forgeries.",
+        [
+            case("verifying", "good", signature_given(ALICE.node, good)),
+            case("verifying", "good, of an empty message", signature_given(
+                BOB.node, BOB.sign(OTHER_FEDERATION, b"\x91\x27"), OTHER_FEDERATION, b"\x91\x27")),
+            *(failing("verifying", name, "BadSignature", given) for name, given in bad),
+            *(failing("verifying", name, "BadSignature", given) for name, given in forged),
+        ],
+    )  # fmt: skip
+
+
+def envelopes() -> str:
+    """envelope.json"""
+    good = seal(ALICE, FEDERATION, encode(OFFER))
+    signature = ALICE.sign(FEDERATION, encode(OFFER))
+
+    def given(data: bytes, limit: int = params.MAX_OFFER_BYTES) -> dict[str, Json]:
+        return {"hex": data.hex(), "limit": limit}
+
+    def made(signer: bytes, federation: bytes, body: bytes, by: bytes) -> dict[str, Json]:
+        return given(encode(Envelope(NodeId(signer), FederationId(federation), body, by)))
+
+    neutral = edwards.small_order_encodings()[2]
+    body = encode(OFFER)
+    return vector_file(
+        "envelope",
+        "Envelopes whose signature holds, and others.",
+        [
+            case("envelope", "good", given(good)),
+            case("envelope", "good, exactly at the limit", given(good, len(good))),
+            failing("envelope", "a byte above the limit", "Malformed", given(good, len(good) - 1)),
+            failing("envelope", "a byte behind", "Malformed", given(good + b"\0")),
+            failing("envelope", "another message", "Malformed", given(encode(Cancel()))),
+            failing("envelope", "the bare offer", "Malformed", given(body)),
+            failing("envelope", "another signer named", "BadSignature", made(BOB.node, FEDERATION, body, signature)),
+            failing("envelope", "another federation", "BadSignature", made(
+                ALICE.node, OTHER_FEDERATION, body, signature)),
+            failing("envelope", "a small-order signer", "BadSignature", made(
+                neutral, FEDERATION, body, edwards.forge(neutral, signed_bytes(FEDERATION, body)))),
+            failing("envelope", "a body that is no message", "Malformed", made(
+                ALICE.node, FEDERATION, b"\xa1\x27", signature)),
+        ],
+    )  # fmt: skip
+
+
+# --- names -------------------------------------------------------------------------------------------
+
+
+def peer_ids() -> str:
+    """peer_id.json"""
+    good = peer_id(ALICE.node)
+    return vector_file(
+        "peer_id",
+        "The libp2p spelling of a node id.",
+        [
+            case("peer_id", "seed 01 x 32", {"peer_id": good}),
+            case("peer_id", "seed 02 x 32", {"peer_id": peer_id(BOB.node)}),
+            failing("peer_id", "empty", "Malformed", {"peer_id": ""}),
+            failing("peer_id", "a character less", "Malformed", {"peer_id": good[:-1]}),
+            failing("peer_id", "a character more", "Malformed", {"peer_id": good + "1"}),
+            failing("peer_id", "a 1 in front: a zero byte more", "Malformed", {"peer_id": "1" + good}),
+            failing("peer_id", "a character that base58 does not have", "Malformed", {"peer_id": good[:-1] + "0"}),
+            failing("peer_id", "an RSA peer id", "Malformed", {
+                "peer_id": "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"}),
+            failing("peer_id", "a CID", "Malformed", {
+                "peer_id": "bafzaajaiaejcbzdibmxyzdjbbehgvizh6g5tikvy47mshdy6gwbruvgwvd24seje"}),
+            failing("peer_id", "the key in hexadecimal", "Malformed", {"peer_id": ALICE.node.hex()}),
+            failing("peer_id", "very long", "Malformed", {"peer_id": "1" * 129}),
+        ],
+    )  # fmt: skip
+
+
+def realms() -> str:
+    """realm.json"""
+    good = ["$CHAT", "$VISION", "$A", "$GPT_2", "$4K", "$" + "A" * 127]
+    bad = ["", "$", "CHAT", "$chat", "$Chat", "$CHAT ", "$CH-AT", "$$CHAT", "$ÄRGER", "$٣", "$CHAT\n", "$" + "A" * 128]
+    return vector_file(
+        "realm",
+        "Names of realms.",
+        [
+            *(case("realm", f"good: {text[:20]!r}", {"realm": text}) for text in good),
+            *(failing("realm", f"bad: {text[:20]!r}", "Malformed", {"realm": text}) for text in bad),
+        ],
+    )
+
+
+# --- offers ------------------------------------------------------------------------------------------
+
+
+def offer_like(**changes: Json) -> Offer:
+    """The sample offer with other values."""
+    values = {name: getattr(OFFER, name) for name in OFFER.__dataclass_fields__}
+    return Offer(**{**values, **changes})
+
+
+def sealed(offer: Offer, signer: Signer = ALICE, federation: FederationId = FEDERATION) -> bytes:
+    """The offer's envelope, whoever signs it."""
+    return seal(signer, federation, encode(offer))
+
+
+def offers() -> str:
+    """offer.json"""
+    known = sealed(OFFER)
+    second = params.OFFER_MIN_INTERVAL
+    later = offer_like(sequence=NOW + second, issued_ms=NOW + second, expires_ms=NOW + second + params.OFFER_LIFETIME)
+    hurried = offer_like(sequence=NOW + 1, issued_ms=NOW + second - 1, expires_ms=NOW + params.OFFER_LIFETIME)
+    skewed = offer_like(issued_ms=NOW + params.CLOCK_SKEW, expires_ms=NOW + params.CLOCK_SKEW + 1)
+    too_new = offer_like(issued_ms=NOW + params.CLOCK_SKEW + 1, expires_ms=NOW + params.CLOCK_SKEW + 2)
+    longest = offer_like(expires_ms=NOW + params.MAX_OFFER_LIFETIME)
+    too_long = offer_like(expires_ms=NOW + params.MAX_OFFER_LIFETIME + 1)
+    twice = offer_like(models=(SMALL, SMALL))
+    bad_realm = offer_like(models=(ModelOffer(**{**_fields(SMALL), "realm": RealmId("$chat")}),))
+    huge_names = [ModelOffer(**{**_fields(SMALL), "model": f"{index:02}" * 64}) for index in range(16)]
+    huge_addresses = tuple(f"/dns4/{index}{'x' * 249}" for index in range(8))
+    huge = offer_like(models=tuple(huge_names), addresses=huge_addresses)
+    flipped_signature = flipped(known, 8 * len(known) - 1)
+
+    def given(data: bytes, known_offer: bytes = b"", now_ms: int = NOW) -> dict[str, Json]:
+        return {"sealed": data.hex(), "known": known_offer.hex(), "now_ms": now_ms}
+
+    return vector_file(
+        "offer",
+        "What a node does with a gossiped offer: rules O1 to O7.",
+        [
+            case("offer", "O7: the first of its node", given(known)),
+            case("offer", "O7: another federation's", given(sealed(OFFER, ALICE, OTHER_FEDERATION))),
+            case("offer", "O7: newer by OFFER_MIN_INTERVAL", given(sealed(later), known)),
+            case("offer", "O7: issued exactly CLOCK_SKEW ahead", given(sealed(skewed))),
+            case("offer", "O7: expires in 1 ms", given(known, b"", NOW + params.OFFER_LIFETIME - 1)),
+            case("offer", "O7: the longest lifetime", given(sealed(longest))),
+            case("offer", "O7: no models", given(sealed(offer_like(models=())))),
+            case("offer", "O7: the largest that an honest node makes", given(sealed(huge))),
+            case("offer", "O1: longer than MAX_OFFER_BYTES", given(known + bytes(params.MAX_OFFER_BYTES))),
+            case("offer", "O2: no bytes", given(b"")),
+            case("offer", "O2: a byte behind", given(known + b"\0")),
+            case("offer", "O2: a bit of the signature", given(flipped_signature)),
+            case("offer", "O2: signed by another node", given(sealed(OFFER, BOB))),
+            case("offer", "O2: another message in the envelope", given(seal(ALICE, FEDERATION, encode(Cancel())))),
+            case("offer", "O2: lives too long", given(sealed(too_long))),
+            case("offer", "O2: ends when it begins", given(sealed(offer_like(expires_ms=NOW)))),
+            case("offer", "O2: ends before it begins", given(sealed(offer_like(expires_ms=NOW - 1)))),
+            case("offer", "O2: a model twice in a realm", given(sealed(twice))),
+            case("offer", "O2: an illegal realm", given(sealed(bad_realm))),
+            case("offer", "O2 comes before O4: forged and expired", given(flipped_signature, b"", NOW + params.DAYS)),
+            case("offer", "O3: issued CLOCK_SKEW and 1 ms ahead", given(sealed(too_new))),
+            case("offer", "O4: expires now", given(known, b"", NOW + params.OFFER_LIFETIME)),
+            case("offer", "O4: long ago", given(known, b"", NOW + params.DAYS)),
+            case("offer", "O5: the same again", given(known, known)),
+            case("offer", "O5: an earlier one", given(known, sealed(later))),
+            case("offer", "O6: newer by less than OFFER_MIN_INTERVAL", given(sealed(hurried), known)),
+        ],
+    )
+
+
+def _fields(record: Any) -> dict[str, Json]:
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}
+
+
+def records() -> str:
+    """record.json"""
+    key = f"/mtor/{peer_id(ALICE.node)}"
+
+    def given(record_key: str, value: bytes) -> dict[str, Json]:
+        return {"key": record_key, "value": value.hex()}
+
+    good = sealed(OFFER)
+    return vector_file(
+        "record",
+        "What a DHT node is asked to store. It looks at no clock.",
+        [
+            case("record", "good", given(key, good)),
+            case("record", "expired long ago", given(key, sealed(offer_like(sequence=1, issued_ms=1, expires_ms=2)))),
+            case("record", "under another node's key", given(f"/mtor/{peer_id(BOB.node)}", good)),
+            case("record", "under another namespace", given(f"/other/{peer_id(ALICE.node)}", good)),
+            case("record", "under no peer id", given("/mtor/alice", good)),
+            case("record", "under a realm", given("/mtor/realm/$CHAT", good)),
+            case("record", "a bit of the signature", given(key, flipped(good, 8 * len(good) - 1))),
+            case("record", "too long", given(key, good + bytes(params.MAX_OFFER_BYTES))),
+            case("record", "no bytes", given(key, b"")),
+        ],
+    )
+
+
+def newest_records() -> str:
+    """newest_record.json"""
+    key = f"/mtor/{peer_id(ALICE.node)}"
+    old, new = sealed(offer_like(sequence=5)), sealed(offer_like(sequence=6))
+    forged = sealed(offer_like(sequence=7), BOB)
+
+    def given(*values: bytes) -> dict[str, Json]:
+        return {"key": key, "values": [value.hex() for value in values]}
+
+    return vector_file(
+        "newest_record",
+        "Which of several DHT values to keep: the valid one with the highest sequence.",
+        [
+            case("newest_record", "one", given(old)),
+            case("newest_record", "the newer comes second", given(old, new)),
+            case("newest_record", "the newer comes first", given(new, old)),
+            case("newest_record", "a forged one with a higher sequence", given(old, forged, new)),
+            case("newest_record", "nothing valid: the first", given(forged, b"")),
+        ],
+    )
+
+
+# --- the query exchange ------------------------------------------------------------------------------
+
+Move = tuple[str, Message]
+R, W = "requester", "worker"
+HELLO = [
+    (R, QUERY),
+    (W, Accept(2, 3_000)),
+    (W, Accept(0, 0)),
+    (W, Begin(20, "smollm2-135m", 64)),
+    (R, pay_for(Delivered(20, 0, sha("")))),
+    (W, Chunk(0, 1, "Paris")),
+    (W, Chunk(1, 2, ".")),
+    (W, Chunk(2, 2, "")),
+]
+LAST = [(W, Done("stop", 20, 2, sha("Paris.")))]
+PAID = [(R, pay_for(Delivered(20, 2, sha("Paris."))))]
+SETTLED = [(W, Settled(26))]
+ASKED, ACCEPTED, BEGUN = HELLO[:1], HELLO[:3], HELLO[:4]
+
+
+def exchange_given(view: str, moves: list[Move]) -> dict[str, Json]:
+    """The input of an `exchange` case."""
+    return {"view": view, "moves": [{"by": by, "message": to_json(message)} for by, message in moves]}
+
+
+def exchanges() -> str:
+    """exchange.json"""
+    empty = sha("")
+    refuse, error, cancel = (W, Refuse(6, "busy", 1_500)), (W, Error(15, "crashed", 0)), (R, Cancel())
+    pay = PAID[0]
+    legal: list[tuple[str, str, list[Move]]] = [
+        ("a whole paid answer", R, HELLO + LAST + PAID + SETTLED),
+        ("the same, seen by the worker", W, HELLO + LAST + PAID + SETTLED),
+        ("free: nothing is signed", R, [(R, FREE_QUERY), *HELLO[1:4], *HELLO[5:], *LAST, (W, Settled(0))]),
+        ("refused", R, [*ASKED, refuse]),
+        ("an error in the queue", R, [*ASKED, (W, Accept(1, 9)), error]),
+        ("an error in the middle, paid", R, [*HELLO, error, *PAID, *SETTLED]),
+        ("cancelled before any reply", W, [*ASKED, cancel, (W, Done("cancelled", 0, 0, empty)), (W, Settled(0))]),
+        ("cancelled, then refused: both were on their way", R, [*ASKED, cancel, refuse]),
+        ("cancelled in the queue", R, [*ACCEPTED, cancel, (W, Done("cancelled", 0, 0, empty)), (W, Settled(0))]),
+        ("cancelled; Begin and text were on their way", R, [
+            *ACCEPTED, cancel, (W, Accept(0, 0)), HELLO[3], HELLO[5], (R, pay_for(Delivered(20, 1, sha("Paris")))),
+            (W, Done("cancelled", 20, 1, sha("Paris")))]),
+        ("cancelled in the middle", R, [
+            *HELLO, cancel, (W, Done("cancelled", 20, 2, sha("Paris."))), *PAID, *SETTLED]),
+        ("cancelled, and the engine failed", W, [*HELLO, cancel, error]),
+        ("the cancel crossed Done", W, [*HELLO, *LAST, cancel, *PAID, *SETTLED]),
+        ("an empty answer", R, [*BEGUN, (W, Done("stop", 20, 0, empty))]),
+        ("tokens that gave no text yet", R, [*BEGUN, (W, Chunk(0, 512, ""))]),
+        ("a character in each chunk", R, [
+            *BEGUN, (W, Chunk(0, 1, "é")), (W, Chunk(1, 2, "🦙")), (W, Chunk(2, 3, "x"))]),
+        ("as many prompt tokens as the query may have", R, [*ACCEPTED, (W, Begin(len(QUERY.payload) + 256, "", 1))]),
+        ("continued from a prefix", R, [
+            (R, Query(QUERY_ID, QUERY.realm, "", 9_000, CHANNEL, QUERY.payload, "The capital is", 3, ())),
+            (W, Accept(0, 0)), (W, Begin(23, "smollm2-135m", 64)), (W, Chunk(0, 2, " Paris.")),
+            (W, Done("stop", 23, 2, sha(" Paris.")))]),
+    ]  # fmt: skip
+    illegal: list[tuple[str, str, list[Move]]] = [
+        ("the worker speaks first", R, [(W, Accept(0, 0))]),
+        ("something before the query", W, [cancel]),
+        ("a second query", W, [*ASKED, (R, QUERY)]),
+        ("the worker sends a query", R, [*ASKED, (W, QUERY)]),
+        ("a bare request", W, [(R, CHAT)]),
+        ("begin without accept", R, [*ASKED, HELLO[3]]),
+        ("an error without accept", R, [*ASKED, error]),
+        ("done without accept", R, [*ASKED, (W, Done("stop", 0, 0, empty))]),
+        ("a refusal after accept", R, [*ACCEPTED, refuse]),
+        ("text before begin", R, [*ACCEPTED, HELLO[5]]),
+        ("text before begin, cancelled", R, [*ACCEPTED, cancel, HELLO[5]]),
+        ("done before begin", R, [*ACCEPTED, (W, Done("stop", 0, 0, empty))]),
+        ("a voucher before begin", W, [*ACCEPTED, pay]),
+        ("accept after begin", R, [*BEGUN, (W, Accept(0, 0))]),
+        ("a second begin", R, [*BEGUN, HELLO[3]]),
+        ("a second begin, cancelled", R, [*BEGUN, cancel, HELLO[3]]),
+        ("more prompt tokens than the query can have", R, [*ACCEPTED, (W, Begin(len(QUERY.payload) + 257, "", 1))]),
+        ("chunk 1 first", R, [*BEGUN, (W, Chunk(1, 1, "a"))]),
+        ("chunk 0 twice", R, [*BEGUN, HELLO[5], HELLO[5]]),
+        ("a skipped chunk", R, [*BEGUN, HELLO[5], (W, Chunk(2, 2, "."))]),
+        ("falling counts", R, [*BEGUN, (W, Chunk(0, 2, "Paris")), (W, Chunk(1, 1, "."))]),
+        ("more tokens than the text can have", R, [*BEGUN, (W, Chunk(0, 514, "a"))]),
+        ("done with another digest", R, [*HELLO, (W, Done("stop", 20, 2, sha("Rome.")))]),
+        ("done with more output tokens", R, [*HELLO, (W, Done("stop", 20, 3, sha("Paris.")))]),
+        ("done with more prompt tokens", R, [*HELLO, (W, Done("stop", 21, 2, sha("Paris.")))]),
+        ("the worker pays", R, [*BEGUN, (W, PAID[0][1])]),
+        ("the worker cancels", R, [*BEGUN, (W, Cancel())]),
+        ("the requester says done", W, [*HELLO, (R, LAST[0][1])]),
+        ("a second cancel", W, [*BEGUN, cancel, cancel]),
+        ("text after done", R, [*HELLO, *LAST, (W, Chunk(3, 2, ""))]),
+        ("done twice", R, [*HELLO, *LAST, *LAST]),
+        ("an error after done", R, [*HELLO, *LAST, error]),
+        ("settled before the last word", R, [*HELLO, *SETTLED]),
+        ("settled twice", R, [*HELLO, *LAST, *PAID, *SETTLED, *SETTLED]),
+        ("a voucher after settled", W, [*HELLO, *LAST, *PAID, *SETTLED, pay]),
+        ("anything after a refusal", W, [*ASKED, refuse, cancel]),
+        ("a ledger message", W, [*ASKED, (R, FetchGenesis())]),
+    ]  # fmt: skip
+    return vector_file(
+        "exchange",
+        "Conversations as one side sees them; in the failing ones the last move is illegal.",
+        [
+            *(case("exchange", name, exchange_given(view, moves)) for name, view, moves in legal),
+            *(failing("exchange", name, "IllegalMove", exchange_given(view, moves)) for name, view, moves in illegal),
+        ],
+    )
+
+
+def queries() -> str:
+    """query.json"""
+
+    def given(query: Query, request: ChatRequest = CHAT) -> dict[str, Json]:
+        return {"query": to_json(query), "request": to_json(request)}
+
+    def query_like(**changes: Json) -> Query:
+        return Query(**{**_fields(QUERY), **changes})
+
+    def chat(*turns: Turn) -> ChatRequest:
+        return ChatRequest(**{**_fields(CHAT), "turns": turns})
+
+    blank, answer, question = Turn("user", " \n"), Turn("assistant", "Paris."), Turn("user", "Why?")
+    return vector_file(
+        "query",
+        "The rules of a query that need no state.",
+        [
+            case("query", "paid", given(QUERY)),
+            case("query", "free", given(FREE_QUERY)),
+            case("query", "continued", given(query_like(prefix="Das heißt", prefix_tokens=4))),
+            case("query", "a prefix whose tokens nobody counted", given(query_like(prefix="a"))),
+            case("query", "unknown optional features", given(query_like(features=(1, 65_535)))),
+            case("query", "a longer conversation", given(QUERY, chat(Turn("user", "Capital?"), answer, question))),
+            case("query", "blanks, and something else", given(QUERY, chat(question, blank))),
+            failing("query", "an unknown required feature", "UNSUPPORTED_FEATURE", given(query_like(features=(1, 2)))),
+            failing("query", "feature 0", "UNSUPPORTED_FEATURE", given(query_like(features=(0,)))),
+            failing("query", "prefix_tokens without a prefix", "INVALID_REQUEST", given(query_like(prefix_tokens=1))),
+            failing("query", "another role", "INVALID_REQUEST", given(QUERY, chat(Turn("tool", "x"), question))),
+            failing("query", "nothing to answer", "INVALID_REQUEST", given(QUERY, chat(question, answer))),
+            failing("query", "nothing but blanks", "INVALID_REQUEST", given(QUERY, chat(blank))),
+        ],
+    )
+
+
+def transcripts() -> str:
+    """transcript.json"""
+
+    def given(previous: bytes, units_in: int, units_out: int, text: str) -> dict[str, Json]:
+        return {
+            "previous": previous.hex(),
+            "query_id": QUERY_ID.hex(),
+            "units_in": units_in,
+            "units_out": units_out,
+            "digest": sha(text).hex(),
+        }
+
+    return vector_file(
+        "transcript",
+        "The transcript that a voucher names, for points of a query.",
+        [
+            case("transcript", "the prompt, first query of a channel", given(NO_HASH, 20, 0, "")),
+            case("transcript", "two tokens", given(NO_HASH, 20, 2, "Paris.")),
+            case("transcript", "a later query", given(bytes([0x77]) * 32, 20, 2, "Paris.")),
+            case("transcript", "large counts", given(NO_HASH, 2**40, 2**33 + 1, "")),
+        ],
+    )
+
+
+# --- examples in the chapters ------------------------------------------------------------------------
+
+
+def signing_example() -> str:
+    """A small message, what is signed, and the signature."""
+    body = encode(Cancel())
+    return "\n".join(
+        [
+            f"key        {ALICE.node.hex()}",
+            f"peer id    {peer_id(ALICE.node)}",
+            *_wrapped("signed     ", signed_bytes(FEDERATION, body)),
+            *_wrapped("signature  ", ALICE.sign(FEDERATION, body)),
+        ]
+    )
+
+
+def encoding_example() -> str:
+    """A refusal, field by field, and its frame."""
+    message = encode(Refuse(6, "busy", 1_500))
+    return "\n".join(
+        [
+            f"frame    {frame(message).hex(' ')}",
+            "",
+            f"{frame(message)[:1].hex()}               length: {len(message)} bytes",
+            f"{message[:1].hex()}               array of 4",
+            f"{message[1:2].hex()}               35: Refuse",
+            f"{message[2:3].hex()}               code 6: OVERLOADED",
+            f"{message[3:8].hex(' ')}   str of 4 bytes: busy",
+            f"{message[8:].hex(' ')}         uint 16: 1,500",
+        ]
+    )
+
+
+def offer_example() -> str:
+    """The body of an offer, its quote, and its envelope."""
+    envelope = seal(ALICE, FEDERATION, encode(OFFER))
+    return "\n".join(
+        [
+            *_wrapped("body      ", encode(OFFER)),
+            *_wrapped("quote     ", body_hash(encode(OFFER))),
+            *_wrapped("envelope  ", envelope),
+        ]
+    )
+
+
+def query_example() -> str:
+    """A short paid conversation, all frames."""
+    lines: list[str] = []
+    for by, message in HELLO + LAST + PAID + SETTLED:
+        lines.append(f"{'→' if by == R else '←'} {_spoken(message)}")
+        lines += _wrapped("    ", frame(encode(message)))
+    return "\n".join(lines)
+
+
+def _spoken(message: Message) -> str:
+    shown = {name: value for name, value in _fields(message).items() if not isinstance(value, bytes) and value != ()}
+    return f"{type(message).__name__} " + " ".join(f"{name}={json.dumps(value)}" for name, value in shown.items())
+
+
+def _wrapped(label: str, data: bytes, width: int = 48) -> list[str]:
+    pieces = [data[at : at + width].hex() for at in range(0, len(data), width)]
+    return [(label if index == 0 else " " * len(label)) + piece for index, piece in enumerate(pieces)]
+
+
+EXAMPLES = {
+    "01-identity.md": {"signing": signing_example},
+    "02-encoding.md": {"encoding": encoding_example},
+    "03-offers.md": {"offer": offer_example},
+    "04-query.md": {"query": query_example},
+}
+
+
+def with_examples(text: str, examples: dict[str, Any]) -> str:
+    """A chapter's text with the block after each `<!-- example: NAME -->` made anew."""
+    for name, make in examples.items():
+        block = re.search(rf"<!-- example: {name} -->\n```\n(.*?)```\n", text, re.DOTALL)
+        if block is None:
+            raise SystemExit(f"no example {name}")
+        text = f"{text[: block.start(1)]}{make()}\n{text[block.end(1) :]}"
+    return text
+
+
+# --- all of it ---------------------------------------------------------------------------------------
+
+FILES = {
+    "encoding.json": encodings,
+    "decoding.json": decodings,
+    "framing.json": framings,
+    "signing.json": signings,
+    "verifying.json": verifyings,
+    "envelope.json": envelopes,
+    "peer_id.json": peer_ids,
+    "realm.json": realms,
+    "offer.json": offers,
+    "record.json": records,
+    "newest_record.json": newest_records,
+    "exchange.json": exchanges,
+    "query.json": queries,
+    "transcript.json": transcripts,
+}
+
+
+def generated() -> dict[Path, str]:
+    """Every generated file's path and whole text."""
+    vectors = {VECTORS / name: make() for name, make in FILES.items()}
+    chapters = {SPEC / name: with_examples((SPEC / name).read_text("utf-8"), made) for name, made in EXAMPLES.items()}
+    return vectors | chapters
+
+
+if __name__ == "__main__":
+    for path, text in generated().items():
+        path.write_text(text, encoding="utf-8")
