@@ -69,10 +69,7 @@ def _to_plain(value: Any) -> Any:
 
 
 def _pack(plain: Plain) -> bytes:
-    try:
-        packed: bytes = msgpack.packb(plain, use_bin_type=True, strict_types=True)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise LocalProtocolError(f"cannot be encoded: {error}") from None
+    packed: bytes = msgpack.packb(plain, use_bin_type=True, strict_types=True)
     return packed
 
 
@@ -89,11 +86,7 @@ def _unpack(data: bytes, limit: int) -> list[Plain]:
     if not isinstance(plain, list):
         raise Malformed("a message is an array")
     _refuse_depth(plain, params.MAX_DEPTH)
-    try:
-        canonical = msgpack.packb(plain, use_bin_type=True) == data
-    except (ValueError, TypeError, OverflowError):
-        canonical = False  # a lone surrogate or an integer out of range
-    if not canonical:
+    if msgpack.packb(plain, use_bin_type=True) != data:  # whatever was unpacked can be packed
         raise Malformed("not the canonical encoding")
     return plain
 

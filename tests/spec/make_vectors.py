@@ -656,7 +656,7 @@ def newest_records() -> str:
 
 Move = tuple[str, Message]
 R, W = "requester", "worker"
-HELLO = [
+HELLO: list[Move] = [
     (R, QUERY),
     (W, Accept(2, 3_000)),
     (W, Accept(0, 0)),
@@ -666,9 +666,9 @@ HELLO = [
     (W, Chunk(1, 2, ".")),
     (W, Chunk(2, 2, "")),
 ]
-LAST = [(W, Done("stop", 20, 2, sha("Paris.")))]
-PAID = [(R, pay_for(Delivered(20, 2, sha("Paris."))))]
-SETTLED = [(W, Settled(26))]
+LAST: list[Move] = [(W, Done("stop", 20, 2, sha("Paris.")))]
+PAID: list[Move] = [(R, pay_for(Delivered(20, 2, sha("Paris."))))]
+SETTLED: list[Move] = [(W, Settled(26))]
 ASKED, ACCEPTED, BEGUN = HELLO[:1], HELLO[:3], HELLO[:4]
 
 
@@ -872,7 +872,7 @@ def query_example() -> str:
 
 def _spoken(message: Message) -> str:
     shown = {name: value for name, value in _fields(message).items() if not isinstance(value, bytes) and value != ()}
-    return f"{type(message).__name__} " + " ".join(f"{name}={json.dumps(value)}" for name, value in shown.items())
+    return " ".join([type(message).__name__, *(f"{name}={json.dumps(value)}" for name, value in shown.items())])
 
 
 def _wrapped(label: str, data: bytes, width: int = 48) -> list[str]:

@@ -6,7 +6,7 @@ Rule: the reader knows Markdown, not the protocol; the writer knows the protocol
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -107,8 +107,13 @@ def expected_rows(cls: type[Any]) -> tuple[Row, ...]:
 def records_of(cls: type[Any]) -> set[type[Any]]:
     """The records nested anywhere in a message."""
     hints = get_type_hints(cls, include_extras=True).values()
-    direct = {inner for inner in (_innermost(hint) for hint in hints) if is_dataclass(inner)}
+    direct: set[type[Any]] = {inner for inner in map(_innermost, hints) if isinstance(inner, type)} - set(_SCALARS)
     return direct.union(*(records_of(record) for record in direct))
+
+
+def name_of(value: Any) -> str:
+    """A class by its name, anything else as text."""
+    return str(getattr(value, "__name__", value))
 
 
 def type_text(hint: Any) -> str:
@@ -116,7 +121,7 @@ def type_text(hint: Any) -> str:
     base, _ = _split(hint)
     if get_origin(base) is tuple:
         return f"[{type_text(get_args(base)[0])}]"
-    return str(base.__name__) if is_dataclass(base) else _SCALARS[base]
+    return _SCALARS.get(base) or str(base.__name__)
 
 
 def bounds_text(hint: Any) -> str:

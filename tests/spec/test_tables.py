@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import tables
 
@@ -14,7 +16,7 @@ from protocol.messages import REGISTRY, Message
 
 REGISTRIES = "07-registries.md"
 UNITS = {"MILLISECONDS", "SECONDS", "MINUTES", "HOURS", "DAYS", "KIB", "MIB", "MICRO"}
-RECORDS = set().union(*(tables.records_of(cls) for cls in REGISTRY.values()))
+RECORDS: set[type[Any]] = set().union(*(tables.records_of(cls) for cls in REGISTRY.values()))
 
 
 def described(name: str, number: str) -> tables.MessageTable:
@@ -23,13 +25,13 @@ def described(name: str, number: str) -> tables.MessageTable:
     return found[0]
 
 
-@pytest.mark.parametrize(("number", "cls"), sorted(REGISTRY.items()), ids=lambda value: getattr(value, "__name__", ""))
+@pytest.mark.parametrize(("number", "cls"), sorted(REGISTRY.items()), ids=tables.name_of)
 def test_each_message_is_described_as_it_is(number: int, cls: type[Message]) -> None:
     assert described(cls.__name__, str(number)).rows == tables.expected_rows(cls)
 
 
-@pytest.mark.parametrize("record", sorted(RECORDS, key=lambda cls: cls.__name__), ids=lambda cls: cls.__name__)
-def test_each_record_is_described_as_it_is(record: type) -> None:
+@pytest.mark.parametrize("record", sorted(RECORDS, key=tables.name_of), ids=tables.name_of)
+def test_each_record_is_described_as_it_is(record: type[Any]) -> None:
     assert described(record.__name__, "record").rows == tables.expected_rows(record)
 
 
