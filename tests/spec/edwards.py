@@ -35,17 +35,17 @@ def plus_order(scalar: bytes) -> bytes:
 
 def sign_raw(seed: bytes, message: bytes) -> bytes:
     """An ordinary signature of exactly these bytes, with a fixed nonce."""
-    return _sign(seed, message, _encode(_times(NONCE, BASE)), NONCE)
+    return _sign(seed, message, encode(times(NONCE, BASE)), NONCE)
 
 
 def sign_with_torsion(seed: bytes, message: bytes) -> bytes:
     """A signature whose R has a component of order 8."""
-    return _sign(seed, message, _encode(_add(_times(NONCE, BASE), _torsion()[1])), NONCE)
+    return _sign(seed, message, encode(add(times(NONCE, BASE), _torsion()[1])), NONCE)
 
 
 def sign_with_neutral_r(seed: bytes, message: bytes) -> bytes:
     """A signature whose R is the neutral element: it satisfies the equation, and gives the key away."""
-    return _sign(seed, message, _encode(NEUTRAL), 0)
+    return _sign(seed, message, encode(NEUTRAL), 0)
 
 
 def mixed_key_signature(seed: bytes, message: Callable[[bytes], bytes]) -> tuple[bytes, bytes]:
@@ -54,9 +54,9 @@ def mixed_key_signature(seed: bytes, message: Callable[[bytes], bytes]) -> tuple
     The nonce is chosen so that the challenge is a multiple of 8, which makes the point of order 8 vanish.
     """
     secret = _secret(seed)
-    key = _encode(_add(_times(secret, BASE), _torsion()[1]))
+    key = encode(add(times(secret, BASE), _torsion()[1]))
     for nonce in range(1, 1_000):
-        r = _encode(_times(nonce, BASE))
+        r = encode(times(nonce, BASE))
         challenge = _challenge(r, key, message(key))
         if challenge % 8 == 0:
             return key, r + ((nonce + challenge * secret) % ORDER).to_bytes(32, "little")
@@ -67,15 +67,15 @@ def forge(key: bytes, message: bytes) -> bytes:
     """A signature under a small-order key that satisfies the equation, made without any private key."""
     point = _decode(key)
     for nonce in range(1, 10_000):
-        r = _encode(_times(nonce, BASE))
-        if _times(_challenge(r, key, message), point) == NEUTRAL:
+        r = encode(times(nonce, BASE))
+        if times(_challenge(r, key, message), point) == NEUTRAL:
             return r + nonce.to_bytes(32, "little")
     raise AssertionError("one in eight nonces does it")
 
 
 def _sign(seed: bytes, message: bytes, r: bytes, nonce: int) -> bytes:
     secret = _secret(seed)
-    challenge = _challenge(r, _encode(_times(secret, BASE)), message)
+    challenge = _challenge(r, encode(times(secret, BASE)), message)
     return r + ((nonce + challenge * secret) % ORDER).to_bytes(32, "little")
 
 
@@ -88,7 +88,7 @@ def _challenge(r: bytes, key: bytes, message: bytes) -> int:
     return int.from_bytes(hashlib.sha512(r + key + message).digest(), "little") % ORDER
 
 
-def _add(left: Point, right: Point) -> Point:
+def add(left: Point, right: Point) -> Point:
     (x1, y1), (x2, y2) = left, right
     product = D * x1 * x2 * y1 * y2 % P
     return (
@@ -97,12 +97,12 @@ def _add(left: Point, right: Point) -> Point:
     )
 
 
-def _times(scalar: int, point: Point) -> Point:
+def times(scalar: int, point: Point) -> Point:
     result = NEUTRAL
     while scalar:
         if scalar & 1:
-            result = _add(result, point)
-        point = _add(point, point)
+            result = add(result, point)
+        point = add(point, point)
         scalar >>= 1
     return result
 
@@ -118,12 +118,22 @@ def _x_of(y: int) -> int | None:
     return x if x % 2 == 0 else P - x
 
 
-def _encode(point: Point) -> bytes:
+def encode(point: Point) -> bytes:
     return _spell(point[1], point[0] & 1)
 
 
 def _spell(y: int, sign: int) -> bytes:
     return (y | sign << 255).to_bytes(32, "little")
+
+
+def decode_canonical(key: bytes) -> Point | None:
+    """The point that a key spells in its one canonical way, or None."""
+    number = int.from_bytes(key, "little")
+    y, sign = number & (2**255 - 1), number >> 255
+    x = _x_of(y) if y < P else None
+    if x is None or (x == 0 and sign):
+        return None
+    return (P - x if sign else x, y)
 
 
 def _decode(key: bytes) -> Point:
@@ -147,7 +157,7 @@ def _torsion() -> list[Point]:
     y = int.from_bytes(bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"), "little")
     x = _x_of(y)
     assert x is not None
-    return [_times(multiple, (x, y)) for multiple in range(8)]
+    return [times(multiple, (x, y)) for multiple in range(8)]
 
 
 BASE = _base()

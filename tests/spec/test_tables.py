@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import chapters
 import pytest
 import tables
 
@@ -19,8 +20,8 @@ UNITS = {"MILLISECONDS", "SECONDS", "MINUTES", "HOURS", "DAYS", "KIB", "MIB", "M
 RECORDS: set[type[Any]] = set().union(*(tables.records_of(cls) for cls in REGISTRY.values()))
 
 
-def described(name: str, number: str) -> tables.MessageTable:
-    found = [table for table in tables.message_tables() if table.name == name]
+def described(name: str, number: str) -> chapters.MessageTable:
+    found = [table for table in chapters.message_tables() if table.name == name]
     assert [table.number for table in found] == [number], f"### {name} ({number}) stands once in spec/"
     return found[0]
 
@@ -37,16 +38,16 @@ def test_each_record_is_described_as_it_is(record: type[Any]) -> None:
 
 def test_no_chapter_describes_what_does_not_exist() -> None:
     known = {cls.__name__ for cls in REGISTRY.values()} | {cls.__name__ for cls in RECORDS}
-    assert {table.name for table in tables.message_tables()} <= known
+    assert {table.name for table in chapters.message_tables()} <= known
 
 
 def test_message_numbers() -> None:
-    listed = {int(row[0]): row[1] for row in tables.table_after(REGISTRIES, "## Message numbers")}
+    listed = {int(row[0]): row[1] for row in chapters.table_after(REGISTRIES, "## Message numbers")}
     assert listed == {number: cls.__name__ for number, cls in REGISTRY.items()}
 
 
 def test_error_codes() -> None:
-    listed = tables.table_after(REGISTRIES, "## Error codes")
+    listed = chapters.table_after(REGISTRIES, "## Error codes")
     assert listed == [
         (str(int(code)), code.name, meaning.fault, "yes" if meaning.try_another else "no", meaning.meaning)
         for code, meaning in sorted(CODES.items())
@@ -54,12 +55,12 @@ def test_error_codes() -> None:
 
 
 def test_built_in_realms() -> None:
-    listed = [row[0] for row in tables.table_after(REGISTRIES, "## Realms")]
+    listed = [row[0] for row in chapters.table_after(REGISTRIES, "## Realms")]
     assert listed == list(BUILT_IN_REALMS)
 
 
 def test_limits_and_times() -> None:
-    listed = {row[0]: row[1] for row in tables.all_rows(REGISTRIES, "## Limits and times")}
+    listed = {row[0]: row[1] for row in chapters.all_rows(REGISTRIES, "## Limits and times")}
     named = {name: value for name, value in vars(params).items() if name.isupper() and name not in UNITS}
     assert {name: _value(name, text) for name, text in listed.items()} == named
 
@@ -68,16 +69,16 @@ def _value(name: str, text: str) -> object:
     kind = type(getattr(params, name))
     if kind is bytes:
         return bytes.fromhex(text)
-    return tables.number(text) if kind is int else text
+    return chapters.number(text) if kind is int else text
 
 
 def test_legal_moves() -> None:
-    listed = tables.table_after("04-query.md", "## The legal moves")
+    listed = chapters.table_after("04-query.md", "## The legal moves")
     assert listed == [
         (state.name, mover.value, cls.__name__, following.name) for (state, mover, cls), following in MOVES.items()
     ]
 
 
 def test_gossip_rules() -> None:
-    listed = tables.table_after("03-offers.md", "## Gossip")
+    listed = chapters.table_after("03-offers.md", "## Gossip")
     assert listed == [(rule, f"[{verdict.name}]", text) for rule, (verdict, text) in RULES.items()]

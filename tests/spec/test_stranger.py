@@ -1,0 +1,47 @@
+"""An implementation made from the chapters alone passes the vectors: the chapters suffice."""
+
+from __future__ import annotations
+
+import ast
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stranger
+
+HERE = Path(__file__).parent
+VECTORS = HERE.parents[1] / "spec" / "vectors"
+CASES = [
+    pytest.param(kind, case, id=f"{kind}: {case['name']}")
+    for kind in stranger.RUNNERS
+    for case in json.loads((VECTORS / f"{kind}.json").read_text(encoding="utf-8"))["cases"]
+]
+
+
+@pytest.mark.parametrize(("kind", "case"), CASES)
+def test_case(kind: str, case: dict[str, Any]) -> None:
+    expected = {key: case[key] for key in ("expect", "error") if key in case}
+    assert stranger.outcome(kind, case["input"]) == expected
+
+
+@pytest.mark.parametrize("name", ["stranger.py", "chapters.py", "edwards.py"])
+def test_the_stranger_knows_the_chapters_alone(name: str) -> None:
+    imported: set[str] = set()
+    for node in ast.walk(ast.parse((HERE / name).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            imported.add(str(node.module))
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+    known = {
+        "__future__",
+        "collections.abc",
+        "dataclasses",
+        "hashlib",
+        "pathlib",
+        "re",
+        "typing",
+        "chapters",
+        "edwards",
+    }
+    assert imported <= known
