@@ -1,0 +1,301 @@
+"""An engine in a child process.
+
+Rule: whatever happens to the child (a crash, a kill, a hang) costs the queries that ran in it and nothing else: they
+fail with ENGINE_FAILED, the child is started again with growing pauses, and the node stays up. Ending the process
+gives all of its memory back at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+import trio
+
+from node.engines.port import EngineError, EngineEvent, EngineStats, Finished, ModelInfo, Piece, Prompted
+from protocol.codec import encode
+from protocol.errors import ErrorCode, Malformed
+from protocol.framing import FrameReader, frame
+from protocol.messages import ChatRequest, Device
+from protocol.params import MAX_FRAME_BYTES
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus
+
+log = logging.getLogger("mtor.engine")
+
+PIPE_FRAME_BYTES = 2 * MAX_FRAME_BYTES
+FIRST_RESTART_SECONDS = 0.5
+MOST_RESTART_SECONDS = 60.0
+HANG_SECONDS = 90.0  # without a sign of life while there is work; one step never takes that long
+SPEED_MEMORY = 0.3  # weight of the newest answer in the measured speed
+
+
+class EngineStartError(Exception):
+    """The model cannot be loaded at all; trying again would not help."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """What to load: a folder with config, tokenizer and safetensors, checked by the model store."""
+
+    name: str
+    path: Path
+    digest: bytes
+
+
+@dataclass(eq=False)
+class ProcessGeneration:
+    """One answer from the child."""
+
+    key: int
+    engine: ProcessEngine
+    send: trio.MemorySendChannel[EngineEvent | EngineError]
+    receive: trio.MemoryReceiveChannel[EngineEvent | EngineError]
+    granted: int = 0
+    produced: int = 0
+    prefilling: bool = True
+    first_at: float = 0.0
+    ended: bool = False
+
+    async def __aiter__(self) -> AsyncIterator[EngineEvent]:
+        """See `Generation`."""
+        async for event in self.receive:
+            if isinstance(event, EngineError):
+                raise event
+            yield event
+
+    async def grant(self, total_units_out: int) -> None:
+        """See `Generation`."""
+        if total_units_out > self.granted:
+            self.granted = total_units_out
+            await self.engine.command("grant", self.key, total_units_out)
+
+    async def cancel(self) -> None:
+        """See `Generation`."""
+        if not self.ended:
+            await self.engine.command("cancel", self.key)
+
+    @property
+    def at_work(self) -> bool:
+        """True while the child owes an event."""
+        return not self.ended and (self.produced == 0 or self.produced < self.granted)
+
+
+@dataclass
+class _Child:
+    """One life of the child process."""
+
+    process: trio.Process
+    generations: dict[int, ProcessGeneration] = field(default_factory=dict)
+    heard_at: float = field(default_factory=time.monotonic)
+    sending: trio.Lock = field(default_factory=trio.Lock)
+
+
+class ProcessEngine:
+    """The `Engine` port over `node.engines.child`."""
+
+    def __init__(self, model: ModelFolder, device: str = "auto", threads: int = 0) -> None:
+        self._model = model
+        self._command = [sys.executable, "-m", "node.engines.child", str(model.path), device, str(threads)]
+        self._child: _Child | None = None
+        self._info: ModelInfo | None = None
+        self._keys = 0
+        self._restarts = 0
+        self._speed = 0.0
+
+    # --- the port ------------------------------------------------------------------------------------
+
+    @property
+    def info(self) -> ModelInfo:
+        """See `Engine`."""
+        if self._info is None:
+            raise RuntimeError("the engine was never loaded")
+        return self._info
+
+    @property
+    def ready(self) -> bool:
+        """See `Engine`."""
+        return self._child is not None
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id, None while it is being started."""
+        return self._child.process.pid if self._child else None
+
+    def stats(self) -> EngineStats:
+        """See `Engine`."""
+        running = len(self._child.generations) if self._child else 0
+        memory = self._info.memory_mib if self._info else 0
+        return EngineStats(running, self._speed, self._restarts, memory)
+
+    @asynccontextmanager
+    async def generate(self, request: ChatRequest, prefix: str) -> AsyncIterator[ProcessGeneration]:
+        """See `Engine`."""
+        child = self._child
+        if child is None:
+            raise EngineError(ErrorCode.ENGINE_FAILED, "the model is being loaded")
+        self._keys += 1
+        # No bound is needed here: the child never has more out than was granted.
+        send, receive = trio.open_memory_channel[EngineEvent | EngineError](math.inf)
+        generation = ProcessGeneration(self._keys, self, send, receive)
+        child.generations[generation.key] = generation
+        try:
+            await self.command("generate", generation.key, encode(request), prefix)
+            yield generation
+        finally:
+            child.generations.pop(generation.key, None)
+            if not generation.ended:
+                with trio.CancelScope(shield=True), contextlib.suppress(EngineError):
+                    await generation.cancel()
+
+    async def command(self, *parts: Any) -> None:
+        """Send one command to the child. Raises `EngineError` if it is gone."""
+        child = self._child
+        if child is None:
+            raise EngineError(ErrorCode.ENGINE_FAILED, "the engine crashed")
+        assert child.process.stdin is not None
+        data = frame(msgpack.packb(parts))
+        try:
+            async with child.sending:
+                with trio.CancelScope(shield=True):  # a frame goes out whole
+                    await child.process.stdin.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            raise EngineError(ErrorCode.ENGINE_FAILED, "the engine crashed") from None
+
+    # --- the service ---------------------------------------------------------------------------------
+
+    async def run(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep a child running; started when the model is loaded. Raises `EngineStartError` if it never loads."""
+        pause = FIRST_RESTART_SECONDS
+        while True:
+            began = time.monotonic()
+            await self._one_life(task_status if self._info is None else trio.TASK_STATUS_IGNORED)
+            if time.monotonic() - began > MOST_RESTART_SECONDS:
+                pause = FIRST_RESTART_SECONDS
+            self._restarts += 1
+            log.warning("engine of %s ended; it starts again in %.1f s", self._model.name, pause)
+            await trio.sleep(pause)
+            pause = min(pause * 2, MOST_RESTART_SECONDS)
+
+    async def _one_life(self, task_status: TaskStatus[None]) -> None:
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        process = await trio.lowlevel.open_process(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        )
+        child = _Child(process)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_log_stderr, process)
+                nursery.start_soon(self._watch, child)
+                await self._listen(child, task_status)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._child = None
+            self._fail_all(child)
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
+
+    async def _listen(self, child: _Child, task_status: TaskStatus[None]) -> None:
+        """Take the child's frames until its end."""
+        reader = FrameReader(PIPE_FRAME_BYTES)
+        assert child.process.stdout is not None
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, Malformed):
+            async for data in child.process.stdout:
+                reader.receive_data(data)
+                while (payload := reader.next_frame()) is not None:
+                    child.heard_at = time.monotonic()
+                    self._take(child, msgpack.unpackb(payload), task_status)
+        if self._info is None:
+            raise EngineStartError(f"the engine of {self._model.name} ended before it was loaded; see the log")
+
+    def _take(self, child: _Child, parts: list[Any], task_status: TaskStatus[None]) -> None:
+        name, *values = parts
+        if name == "loaded":
+            self._loaded(child, *values)
+            task_status.started()
+        if name == "broken":
+            if self._info is None:
+                raise EngineStartError(f"{self._model.name} cannot be loaded: {values[0]}")
+            log.error("%s cannot be loaded again: %s", self._model.name, values[0])
+        generation = child.generations.get(values[0]) if values else None
+        event = _event(name, values)
+        if generation is not None and event is not None:
+            self._note(child, generation, event)
+            generation.send.send_nowait(event)
+
+    def _loaded(
+        self, child: _Child, context: int, kind: str, device: str, vram: int, capability: int, mib: int
+    ) -> None:
+        about = Device(kind, device, vram, capability)
+        self._info = ModelInfo(self._model.name, self._model.digest, context, about, mib)
+        self._child = child
+        log.info("%s is loaded on %s (%s)", self._model.name, kind, device)
+
+    def _note(self, child: _Child, generation: ProcessGeneration, event: EngineEvent | EngineError) -> None:
+        """Keep count: what was produced, and how fast."""
+        if isinstance(event, Piece):
+            generation.first_at = generation.first_at or time.monotonic()
+            generation.produced = event.units_out
+        if isinstance(event, Finished | EngineError):
+            generation.ended = True
+            child.generations.pop(generation.key, None)
+        if isinstance(event, Finished) and event.units_out > 8:
+            speed = (event.units_out - 1) / max(1e-6, time.monotonic() - generation.first_at)
+            self._speed = speed if not self._speed else (1 - SPEED_MEMORY) * self._speed + SPEED_MEMORY * speed
+
+    async def _watch(self, child: _Child) -> None:
+        """End a child that owes events and gives no sign of life."""
+        while True:
+            await trio.sleep(HANG_SECONDS / 10)
+            busy = any(generation.at_work for generation in child.generations.values())
+            if not busy:
+                child.heard_at = time.monotonic()
+            elif time.monotonic() - child.heard_at > HANG_SECONDS:
+                log.error("engine of %s hangs; it is ended", self._model.name)
+                child.process.kill()
+                return
+
+    def _fail_all(self, child: _Child) -> None:
+        for generation in list(child.generations.values()):
+            generation.ended = True
+            generation.send.send_nowait(EngineError(ErrorCode.ENGINE_FAILED, "the engine crashed"))
+        child.generations.clear()
+
+
+def _event(name: str, values: list[Any]) -> EngineEvent | EngineError | None:
+    """The event of a frame, None if it is about no query."""
+    makers: dict[str, Any] = {
+        "prompted": Prompted,
+        "piece": Piece,
+        "finished": Finished,
+        "failed": lambda code, message: EngineError(ErrorCode(code), message),
+    }
+    maker = makers.get(name)
+    event: EngineEvent | EngineError | None = maker(*values[1:]) if maker else None
+    return event
+
+
+async def _log_stderr(process: trio.Process) -> None:
+    """The child's complaints into the log. It never writes prompts or answers there."""
+    assert process.stderr is not None
+    pending = b""
+    with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        async for data in process.stderr:
+            *lines, pending = (pending + data).split(b"\n")
+            pending = pending[-4_096:]
+            for line in lines:
+                if line.strip():
+                    log.debug("engine: %s", line.decode(errors="replace")[:500])

@@ -1,0 +1,230 @@
+"""A causal language model in torch: load, count, step.
+
+Rule: knows nothing of pipes or peers. A `Sequence` is one answer; `step` does a bounded piece of work (a part of the
+prompt, or one token), so that whoever drives it can look at commands in between. Never more tokens than granted.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model is a folder on this disk; nothing is fetched here
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+from node.engines.port import EngineError, EngineEvent, Finished, Piece, Prompted
+from node.engines.sampling import Sampler, SamplingParameters
+from node.engines.text import Detokenizer, StopFilter
+from protocol.errors import ErrorCode
+from protocol.messages import ChatRequest, Device
+
+PREFILL_TOKENS = 256  # of a prompt at a time: short enough that a cancel is heard, long enough to be efficient
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation as tokens. `ids` ends with the tokens of what was answered before (`answered` of them)."""
+
+    ids: list[int]
+    answered: int
+
+
+class ChatModel:
+    """A loaded model and its tokenizer."""
+
+    def __init__(self, folder: Path, device: str, threads: int) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        self.device = _choose_device(device)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=_choose_dtype(self.device), trust_remote_code=False, use_safetensors=True
+        )
+        self.model = model.eval().to(self.device)
+        self.context_tokens = int(getattr(self.model.config, "max_position_embeddings", 2_048))
+        self.stop_tokens = _stop_tokens(self.model, self.tokenizer)
+        self._special = tuple(token for token in self.tokenizer.all_special_tokens if token)
+
+    def describe_device(self) -> Device:
+        """What it runs on."""
+        if self.device.type != "cuda":
+            return Device("cpu", f"{torch.get_num_threads()} threads", 0, 0)
+        properties = torch.cuda.get_device_properties(self.device)
+        capability = properties.major * 10 + properties.minor
+        return Device("cuda", properties.name, properties.total_memory // 2**20, capability)
+
+    def prompt(self, request: ChatRequest, prefix: str) -> Prompt:
+        """The tokens of a conversation and of what was answered before. Raises `EngineError`."""
+        turns = [{"role": turn.role, "content": turn.text} for turn in request.turns]
+        before = self._encode_conversation(turns)
+        ids = self._encode_conversation(turns, prefix) if prefix else before
+        room = self.context_tokens - len(ids)
+        if room < 1:
+            raise EngineError(
+                ErrorCode.CONTEXT_OVERFLOW,
+                f"the conversation has {len(ids)} tokens, the model's context holds {self.context_tokens}; "
+                "shorten it or ask a model with a longer context",
+            )
+        return Prompt(ids, len(ids) - len(before))
+
+    def decode(self, ids: Any) -> str:
+        """Text of tokens, control tokens left out."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def _encode_conversation(self, turns: list[dict[str, str]], prefix: str = "") -> list[int]:
+        texts = [turn["content"] for turn in turns] + [prefix]
+        if not any(token in text for token in self._special for text in texts):
+            return self._encode(self._render(turns) + prefix)
+        return self._encode_apart(turns, prefix)
+
+    def _encode_apart(self, turns: list[dict[str, str]], prefix: str) -> list[int]:
+        """Somebody wrote a control token's name: the template's parts may hold control tokens, texts may not."""
+        marked = [turn | {"content": f"\ue000{index}\ue001"} for index, turn in enumerate(turns)]
+        rest, ids = self._render(marked), list[int]()
+        for index, turn in enumerate(turns):
+            template, _, rest = rest.partition(f"\ue000{index}\ue001")
+            ids += self._encode(template) + self._encode(turn["content"], plain=True)
+        return ids + self._encode(rest) + self._encode(prefix, plain=True)
+
+    def _render(self, turns: list[dict[str, str]]) -> str:
+        text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return text
+
+    def _encode(self, text: str, *, plain: bool = False) -> list[int]:
+        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=plain)
+        return list(encoded["input_ids"])
+
+
+class Sequence:
+    """One answer in the making."""
+
+    def __init__(self, model: ChatModel, request: ChatRequest, prefix: str) -> None:
+        self._model = model
+        prompt = model.prompt(request, prefix)
+        first_answered = len(prompt.ids) - prompt.answered
+        self._prompt = prompt.ids
+        self._limit = min(request.max_tokens or model.context_tokens, model.context_tokens - len(prompt.ids))
+        self._cache: Any = DynamicCache(config=model.model.config)
+        self._sampler = Sampler(
+            SamplingParameters.of(request),
+            model.model.config.vocab_size,
+            prompt.ids[:first_answered],
+            prompt.ids[first_answered:],
+        )
+        self._detokenizer = Detokenizer(model.decode, prompt.ids)
+        self._stops = StopFilter(request.stop)
+        self._prefilled = 0
+        self._logits: torch.Tensor | None = None
+        self._granted = 0
+        self._produced = 0
+        self._reported = 0
+        self._cancelled = False
+        self.finished = False
+
+    def begin(self) -> Prompted:
+        """The first event."""
+        return Prompted(len(self._prompt))
+
+    def grant(self, total: int) -> None:
+        """Allow `total` output tokens in all."""
+        self._granted = max(self._granted, total)
+
+    def cancel(self) -> None:
+        """End at the next step."""
+        self._cancelled = True
+
+    @property
+    def runnable(self) -> bool:
+        """True if `step` has something to do now."""
+        prefilling = self._logits is None
+        return not self.finished and (self._cancelled or prefilling or self._produced < self._granted)
+
+    def step(self) -> Iterator[EngineEvent]:
+        """One bounded piece of work."""
+        if self._cancelled:
+            yield from self._finish("cancelled")
+        elif self._logits is None:
+            self._prefill()
+        else:
+            yield from self._token(self._logits)
+
+    def _prefill(self) -> None:
+        part = self._prompt[self._prefilled : self._prefilled + PREFILL_TOKENS]
+        logits = self._forward(part)
+        self._prefilled += len(part)
+        if self._prefilled == len(self._prompt):
+            self._logits = logits
+
+    def _token(self, logits: torch.Tensor) -> Iterator[EngineEvent]:
+        token = self._sampler.choose(logits)
+        if token in self._model.stop_tokens:
+            yield from self._finish("stop")
+            return
+        self._produced += 1
+        text = self._stops.push(self._detokenizer.push(token))
+        if text or self._produced == self._granted:  # out of grant: the count must be known, text or not
+            self._reported = self._produced
+            yield Piece(text, self._produced)
+        if self._stops.stopped:
+            yield from self._finish("stop")
+        elif self._produced >= self._limit:
+            yield from self._finish("length")
+        else:
+            self._logits = self._forward([token])
+
+    def _finish(self, finish: str) -> Iterator[EngineEvent]:
+        self.finished = True
+        self._cache = None
+        rest = self._stops.push(self._detokenizer.flush()) + self._stops.flush()
+        if rest or self._produced > self._reported:
+            yield Piece(rest, self._produced)
+        yield Finished(finish, len(self._prompt), self._produced)
+
+    def _forward(self, ids: list[int]) -> torch.Tensor:
+        """Logits after the last of `ids`: (vocabulary,)."""
+        inputs = torch.tensor([ids], device=self._model.device)  # (1, len(ids))
+        with torch.inference_mode():
+            output = self._model.model(input_ids=inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+        logits: torch.Tensor = output.logits[0, -1]
+        return logits
+
+
+def _choose_device(wanted: str) -> torch.device:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise EngineError(
+            ErrorCode.ENGINE_FAILED, "device cuda is asked for, but torch sees no card; try `mtor doctor`"
+        )
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _choose_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where it is fast. A CPU without the instructions is ten times slower with it, so it is measured."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return min((torch.bfloat16, torch.float32), key=_matrix_seconds)
+
+
+def _matrix_seconds(dtype: torch.dtype) -> float:
+    """Seconds of a decode step's typical product, the best of a few."""
+    weights, state = torch.ones(4_096, 1_024, dtype=dtype), torch.ones(1, 1_024, dtype=dtype)
+    best = float("inf")
+    with torch.inference_mode():
+        for _ in range(8):
+            began = time.perf_counter()
+            torch.nn.functional.linear(state, weights)
+            best = min(best, time.perf_counter() - began)
+    return best
+
+
+def _stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Every token that ends an answer, by the model's and the tokenizer's word."""
+    named = (model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id)
+    flat = [token for entry in named for token in (entry if isinstance(entry, list) else [entry])]
+    return frozenset(token for token in flat if isinstance(token, int))
