@@ -23,7 +23,6 @@ from protocol.ledger.state import (
     Iterable,
     Lock,
     View,
-    certificate_key,
     log_key,
     order_key,
     u64,
@@ -33,38 +32,54 @@ from protocol.signing import verify
 MAX_PROBLEMS = 20  # enough to see what happened
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Report:
-    """What was found. `sum_micro` is 0 in a true ledger."""
+    """What was found. `sum_micro` (balances and open holds) is 0 in a true ledger."""
 
+    verified: bool
+    certificates: int
+    accounts: int
+    channels: int
+    sum_micro: int
+    problems: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _Findings:
     certificates: int = 0
     accounts: int = 0
     channels: int = 0
     sum_micro: int = 0
     problems: list[str] = field(default_factory=list)
 
-    @property
-    def verified(self) -> bool:
-        """True if nothing is wrong."""
-        return not self.problems
-
     def problem(self, text: str) -> None:
         """Note one, unless there are enough already."""
         if len(self.problems) < MAX_PROBLEMS:
             self.problems.append(text)
 
+    def report(self) -> Report:
+        """The end of it."""
+        return Report(
+            not self.problems,
+            self.certificates,
+            self.accounts,
+            self.channels,
+            self.sum_micro,
+            tuple(self.problems),
+        )
+
 
 def verify_log(federation: Federation, stored: Iterable, *, signatures: bool) -> Report:
     """Replay the log of `stored` and compare. Never raises for a bad ledger; the report says what is wrong."""
-    report = Report()
+    report = _Findings()
     try:
         _verify(federation, stored, signatures, report)
     except (struct.error, ValueError) as error:
         report.problem(f"a stored value is damaged: {error}")
-    return report
+    return report.report()
 
 
-def _verify(federation: Federation, stored: Iterable, signatures: bool, report: Report) -> None:
+def _verify(federation: Federation, stored: Iterable, signatures: bool, report: _Findings) -> None:
     replayed = Draft(_Nothing())
     view = View(replayed, verify if signatures else _trusting)
     length = View(stored).log_length
@@ -90,11 +105,11 @@ def _trusting(key: NodeId, federation: FederationId, body: bytes, signature: byt
 
 
 def _replay(
-    federation: Federation, stored: Iterable, view: View, replayed: Draft, position: int, report: Report
+    federation: Federation, stored: Iterable, view: View, replayed: Draft, position: int, report: _Findings
 ) -> bool:
     """Apply one certificate of the log. False if the log is broken there."""
     order = stored.get(log_key(position))
-    data = None if order is None else stored.get(certificate_key(order))
+    data = View(stored).logged(position)
     if order is None or data is None:
         report.problem(f"certificate {position} of the log is missing")
         return False
@@ -106,6 +121,8 @@ def _replay(
     if transition.checked.hash != order or transition.repeated:
         report.problem(f"certificate {position} of the log is not the order that the log names")
         return False
+    if View(stored).position(order) != position:
+        report.problem(f"certificate {position} of the log says that it stands elsewhere")
     if transition.insolvent and federation.single:
         report.problem(f"certificate {position} takes an account below its floor")
     _check_index(stored, transition.checked.object, transition.checked.version, order, report)
@@ -117,7 +134,7 @@ def _replay(
 _COMPARED = (b"a", b"c")
 
 
-def _check_index(stored: Iterable, object_id: bytes, version: int, order: bytes, report: Report) -> None:
+def _check_index(stored: Iterable, object_id: bytes, version: int, order: bytes, report: _Findings) -> None:
     lock = stored.get(b"l" + object_id + u64(version))
     if lock is not None and Lock.decode(lock).order != order:
         report.problem(f"the vote lock of {object_id.hex()[:16]}… {version} is for another order")
@@ -126,7 +143,7 @@ def _check_index(stored: Iterable, object_id: bytes, version: int, order: bytes,
         report.problem(f"order {version} of account {object_id.hex()[:16]}… is not the one in the log")
 
 
-def _compare(stored: Iterable, replayed: Draft, report: Report) -> None:
+def _compare(stored: Iterable, replayed: Draft, report: _Findings) -> None:
     expected = {key: value for key, value in replayed.puts.items() if key[:1] in _COMPARED}
     for key, value in _walk(stored):
         if expected.pop(key, None) != value:
@@ -138,7 +155,7 @@ def _compare(stored: Iterable, replayed: Draft, report: Report) -> None:
 _NAMES = {b"a": "account", b"c": "channel"}
 
 
-def _check_rest(stored: Iterable, length: int, report: Report) -> None:
+def _check_rest(stored: Iterable, length: int, report: _Findings) -> None:
     """No certificate and no place in the log beyond its length."""
     for prefix, what in ((b"r", "certificates"), (b"n", "places in the log")):
         found = sum(1 for _ in stored.iterate(prefix))
@@ -146,7 +163,7 @@ def _check_rest(stored: Iterable, length: int, report: Report) -> None:
             report.problem(f"{found} {what} for a log of {length}")
 
 
-def _sum(stored: Iterable, report: Report) -> int:
+def _sum(stored: Iterable, report: _Findings) -> int:
     total = 0
     for key, value in _walk(stored):
         report.accounts += key[:1] == b"a"

@@ -71,10 +71,14 @@ def check_votes(federation: Federation, view: View, checked: CheckedOrder, votes
         raise Refused(ErrorCode.BAD_QUORUM, "votes stand in ascending order of their witnesses, each once")
     if len(listed) < federation.quorum:
         raise Refused(ErrorCode.BAD_QUORUM, f"{len(listed)} votes, a quorum is {federation.quorum}")
-    body = vote_body(checked)
     for vote in listed:
-        with as_refusal():
-            view.verify(federation.witness(vote.witness), federation.id, body, vote.signature)
+        check_vote(federation, view, checked, vote)
+
+
+def check_vote(federation: Federation, view: View, checked: CheckedOrder, vote: WitnessSignature) -> None:
+    """One witness's vote for this order. Raises `Refused` (NOT_A_WITNESS, BAD_SIGNATURE)."""
+    with as_refusal():
+        view.verify(federation.witness(vote.witness), federation.id, vote_body(checked), vote.signature)
 
 
 def apply(federation: Federation, view: View, data: bytes) -> Transition:
@@ -82,11 +86,12 @@ def apply(federation: Federation, view: View, data: bytes) -> Transition:
     certificate = open_certificate(data)
     checked = check_order(federation, view, certificate.body, certificate.signature)
     check_votes(federation, view, checked, certificate.votes)
-    if view.certificate(checked.hash) is not None:
-        return Transition(checked, {}, view.log_length, True, ())
+    known = view.position(checked.hash)
+    if known is not None:
+        return Transition(checked, {}, known, True, ())
     puts, accounts = _EFFECTS[type(checked.order)](view, checked, checked.order)
     position = view.log_length
-    puts[certificate_key(checked.hash)] = data
+    puts[certificate_key(checked.hash)] = u64(position) + data
     puts[log_key(position)] = checked.hash
     puts[LOG_LENGTH] = u64(position + 1)
     for account, state in accounts.items():

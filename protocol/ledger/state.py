@@ -8,7 +8,7 @@ certificates, except the vote locks and what nodes keep for themselves (vouchers
     b<account 32><seq u64>  hash of the account's order with that number
     c<channel 32>           the channel
     l<object 32><ver u64>   this witness's vote and the order it is for
-    r<order hash 32>        certificate
+    r<order hash 32>        its position in the log (u64), then its certificate
     n<position u64>         the log: hash of the order applied as number `position`
     v<channel 32>           the channel's best voucher (an encoded Pay)
     q<day u32>[peer 32]     free quota used, in tokens
@@ -201,7 +201,18 @@ class View:
 
     def certificate(self, order: bytes) -> bytes | None:
         """The certificate of an applied order."""
-        return self.reader.get(certificate_key(order))
+        value = self.reader.get(certificate_key(order))
+        return None if value is None else value[_U64.size :]
+
+    def position(self, order: bytes) -> int | None:
+        """The place of an applied order in this node's log."""
+        value = self.reader.get(certificate_key(order))
+        return None if value is None else number(value[: _U64.size])
+
+    def logged(self, position: int) -> bytes | None:
+        """The certificate at a place of the log."""
+        order = self.reader.get(log_key(position))
+        return None if order is None else self.certificate(order)
 
     @property
     def log_length(self) -> int:
