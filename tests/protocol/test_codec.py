@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from protocol import params
 from protocol.codec import body_hash, decode, decode_as, encode
 from protocol.errors import CODES, ErrorCode, LocalProtocolError, Malformed, Refused
-from protocol.ids import ChannelId, QueryId, RealmId
+from protocol.ids import ChannelId, NodeId, QueryId, RealmId
 from protocol.messages import (
     NUMBERS,
     REGISTRY,
@@ -23,6 +23,7 @@ from protocol.messages import (
     ChatRequest,
     Chunk,
     Genesis,
+    Grant,
     Length,
     Message,
     Offer,
@@ -186,6 +187,12 @@ def test_a_name_beyond_its_bound_stays_here() -> None:
 def test_a_big_integer_is_the_callers_error() -> None:
     with pytest.raises(LocalProtocolError):
         encode(Settled(2**70))
+
+
+def test_true_is_not_message_1() -> None:
+    encoded = encode(Grant(NodeId(bytes(32)), 0, bytes(32), NodeId(bytes(32)), 1, 0))
+    with pytest.raises(Malformed):
+        decode(encoded[:1] + b"\xc3" + encoded[2:])
 
 
 # --- the door ----------------------------------------------------------------------------------------
