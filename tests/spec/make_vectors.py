@@ -230,6 +230,7 @@ def encodings() -> str:
 
 
 # Accept is [34, queue_position, wait_ms]; Settled is [42, cumulative]; Chunk is [37, index, units_out, text].
+GRANT_FIELDS = "c420" + "11" * 32 + "00 c420" + "22" * 32 + "c420" + "33" * 32 + "01 00"
 MALFORMED = [
     ("nothing", ""),
     ("an integer", "22"),
@@ -243,9 +244,9 @@ MALFORMED = [
     ("number 127", "917f"),
     ("number 128", "91cc80"),
     ("the number is true", "92c300"),
-    ("a grant whose number is true, not 1", "97 c3 c420" + "11" * 32 + "00 c420" + "22" * 32 + "c420" + "33" * 32 + "01 00"),
+    ("a grant whose number is true, not 1", "97 c3" + GRANT_FIELDS),
     ("a grant whose number is 1.0, not 1",
-     "97 cb3ff0000000000000 c420" + "11" * 32 + "00 c420" + "22" * 32 + "c420" + "33" * 32 + "01 00"),
+     "97 cb3ff0000000000000" + GRANT_FIELDS),
     ("the number is 34.0", "93cb40410000000000000000"),
     ("a field less", "9222 00"),
     ("a field more", "9422 00 00 00"),
@@ -325,8 +326,8 @@ def decodings() -> str:
             case(
                 "decoding",
                 "a grant",
-                given("97 01 c420" + "11" * 32 + "00 c420" + "22" * 32 + "c420" + "33" * 32 + "01 00"),
-            ),  # fmt: skip
+                given("97 01" + GRANT_FIELDS),
+            ),
             case("decoding", "a string of four-byte characters", given(encode(Chunk(0, 2, "🦙🦙")).hex())),
             case("decoding", "U+0000 and U+FFFF are characters", given(encode(Chunk(0, 2, "\0\uffff")).hex())),
             *(failing("decoding", name, "Malformed", given(hexadecimal)) for name, hexadecimal in MALFORMED),
