@@ -15,25 +15,30 @@ import os
 import time
 from pathlib import Path
 
-from node.identity import load_or_create_key
+from node.identity import load_or_create_identity, load_or_create_key
 from protocol import params
 from protocol.errors import ProtocolError
-from protocol.ids import NodeId
 from protocol.ledger.genesis import Federation, create, open_genesis
 from protocol.signing import Signer
 
 HOME_GRANT = 9_000 * params.MICRO  # what the creator of a federation starts with
+
+MAX_HOME_NAME = 16  # characters of a petname; at most 64 bytes in UTF-8
 
 
 class FederationError(Exception):
     """The federation's files cannot be used. The message names the fix."""
 
 
-def create_federation(data_folder: Path, name: str, witness: NodeId, *, now_ms: int | None = None) -> Federation:
-    """A new federation with `witness` (this node) as its only witness and a new issuer key, installed here."""
+def create_federation(data_folder: Path, name: str, *, now_ms: int | None = None) -> Federation:
+    """A new federation with this folder's node as its only witness, installed here.
+
+    `now_ms` is the present, if not given. Raises `IdentityError`, `LocalProtocolError` for a bad name.
+    """
+    witness = load_or_create_identity(data_folder).node
     issuer = load_or_create_key(issuer_key_path(data_folder))
     created = now_ms if now_ms is not None else time.time_ns() // 1_000_000
-    federation = create(name[:64] or "home", created, [witness], [issuer.node])
+    federation = create(name, created, [witness], [issuer.node])
     install_genesis(data_folder, federation)
     return federation
 
@@ -51,9 +56,9 @@ def load_genesis(data_folder: Path) -> Federation | None:
         ) from None
 
 
-def home_federation(data_folder: Path, name: str, node: NodeId) -> Federation:
+def home_federation(data_folder: Path, name: str) -> Federation:
     """The federation of this node, created at its first start and named after it. Raises `FederationError`."""
-    return load_genesis(data_folder) or create_federation(data_folder, name, node)
+    return load_genesis(data_folder) or create_federation(data_folder, name[:MAX_HOME_NAME] or "home")
 
 
 def install_genesis(data_folder: Path, federation: Federation) -> None:

@@ -207,7 +207,7 @@ def open_bookkeeper(
 
     Raises `FederationError` or `StoreError`, each with its fix. `Bookkeeper.run` closes the store.
     """
-    federation = home_federation(data_folder, name, signer.node)
+    federation = home_federation(data_folder, name)
     return Bookkeeper(
         LevelStore(ledger_folder(data_folder, federation)),
         signer,

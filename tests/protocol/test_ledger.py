@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 import pytest
+
+from protocol import params
+from protocol.codec import decode_as, encode
+from protocol.errors import BadSignature, ErrorCode, Malformed, Refused
+from protocol.ids import ChannelId, NodeId
+from protocol.ledger import certificates, genesis
+from protocol.ledger.accounts import credited
+from protocol.ledger.channels import check_pay, no_voucher
+from protocol.ledger.orders import MissingPredecessor
+from protocol.ledger.state import Account
+from protocol.messages import Certificate, Pay, Voucher, WitnessSignature
+from protocol.signing import verify
 from tests.protocol.ledger_world import (
     ALICE,
     BOB,
@@ -16,14 +28,6 @@ from tests.protocol.ledger_world import (
     World,
     signer,
 )
-
-from protocol import params
-from protocol.codec import decode_as, encode
-from protocol.errors import BadSignature, ErrorCode, Malformed, Refused
-from protocol.ids import NodeId
-from protocol.ledger import certificates, genesis
-from protocol.ledger.orders import MissingPredecessor
-from protocol.messages import Certificate, Voucher, WitnessSignature
 
 
 def refused(code: ErrorCode, order: Order, world: World) -> None:
@@ -424,6 +428,17 @@ def test_a_shortened_log_is_found(world: World) -> None:
     assert not world.audit().verified
 
 
+@pytest.mark.parametrize("key", [b"r" + bytes(32), b"n" + b"\xff" * 8])
+def test_what_lies_beyond_the_log_is_found(world: World, key: bytes) -> None:
+    world.state.values[key] = bytes(40)
+    assert not world.audit().verified
+
+
+def test_a_value_of_the_wrong_size_is_found(world: World) -> None:
+    world.state.values[b"a" + BOB.node] = b"short"
+    assert not world.audit().verified
+
+
 def test_a_forged_signature_is_found_only_by_the_long_check(world: World) -> None:
     order = world.hold(ALICE, BOB.node, 1)
     world.do(order)
@@ -441,6 +456,45 @@ def test_a_vote_lock_for_another_order_is_found(world: World) -> None:
     value = world.state.values[key]
     world.state.values[key] = bytes(32) + value[32:]
     assert not world.audit().verified
+
+
+# --- vouchers between the two parties ---
+
+
+def pay(order: Order) -> Pay:
+    return Pay(order.body, order.signature)
+
+
+@pytest.mark.parametrize(("later", "allowed"), [((5, 5), True), ((6, 5), True), ((4, 90), False), ((90, 4), False)])
+def test_no_count_of_a_later_voucher_is_lower(
+    world: World, channel: bytes, later: tuple[int, int], allowed: bool
+) -> None:
+    state, channel_id = world.channel(channel), ChannelId(channel)
+    before = no_voucher(channel_id)
+    first = check_pay(FEDERATION.id, channel_id, state, before, pay(world.voucher(ALICE, channel, 5, 5)), verify)
+    second = pay(world.voucher(ALICE, channel, *later))
+    if allowed:
+        assert check_pay(FEDERATION.id, channel_id, state, first, second, verify).units_in == later[0]
+        return
+    with pytest.raises(Refused) as refusal:
+        check_pay(FEDERATION.id, channel_id, state, first, second, verify)
+    assert refusal.value.code is ErrorCode.BAD_VOUCHER
+
+
+def test_a_voucher_needs_the_payers_signature(world: World, channel: bytes) -> None:
+    state, channel_id = world.channel(channel), ChannelId(channel)
+    with pytest.raises(BadSignature):
+        check_pay(
+            FEDERATION.id, channel_id, state, no_voucher(channel_id), pay(world.voucher(BOB, channel, 1, 1)), verify
+        )
+
+
+def test_a_balance_beyond_the_bound_is_refused() -> None:
+    full = Account(params.MAX_INTEGER, 0, bytes(32))
+    with pytest.raises(Refused) as refusal:
+        credited(full, 1)
+    assert refusal.value.code is ErrorCode.OVERFLOW
+    assert credited(full, 0) == full
 
 
 def test_a_voucher_is_what_its_channel_says(world: World, channel: bytes) -> None:

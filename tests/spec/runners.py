@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ledger_runners import LEDGER_RUNNERS
 from vector_json import from_json, to_json
 
 from protocol import exchange
@@ -172,4 +173,5 @@ RUNNERS: dict[str, Runner] = {
     "exchange": exchanges,
     "query": queries,
     "transcript": transcripts,
+    **LEDGER_RUNNERS,
 }
