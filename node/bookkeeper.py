@@ -141,6 +141,11 @@ class ChannelLease:
         return self._state.amount - self._last.cumulative
 
     @property
+    def spent(self) -> int:
+        """µcredits that this query signed for."""
+        return self._last.cumulative - self.cumulative
+
+    @property
     def clean(self) -> bool:
         """True if both sides stand at the same voucher, so that another query may follow."""
         return not self.spoiled and self._confirmed == self._last

@@ -64,7 +64,7 @@ class MemoryHub:
 
     def resume(self, node: NodeId) -> None:
         """Let a stalled node go on."""
-        if event := self._stalled.pop(node, None):
+        if (event := self._stalled.pop(node, None)) is not None:
             event.set()
 
     def partition(self, one: NodeId, other: NodeId) -> None:
@@ -90,7 +90,7 @@ class MemoryHub:
 
     async def awake(self, node: NodeId) -> None:
         """Return when `node` is not stalled."""
-        while event := self._stalled.get(node):
+        while (event := self._stalled.get(node)) is not None:
             await event.wait()
 
     async def dial(self, dialler: NodeId, target: NodeId) -> MemoryNetwork:

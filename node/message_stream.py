@@ -9,6 +9,7 @@ from __future__ import annotations
 import trio
 
 from node.network import Stream, StreamReset
+from node.nurseries import shielded
 from protocol.codec import decode, encode
 from protocol.errors import Malformed
 from protocol.framing import FrameReader, frame
@@ -38,11 +39,11 @@ class MessageStream:
         data = frame(encode(message))
         async with self._sending:
             # A frame goes out whole or the stream is lost: half a frame would make the next one garbage.
-            with trio.move_on_after(SEND_SECONDS, shield=True):
+            with shielded(SEND_SECONDS) as sending:
                 await self._stream.send(data)
-                return
-        await self._stream.reset()
-        raise StreamReset(f"the peer took nothing for {SEND_SECONDS:.0f} s")
+        if sending.cancelled_caught:
+            await self._stream.reset()
+            raise StreamReset(f"the peer took nothing for {SEND_SECONDS:.0f} s")
 
     async def receive(self) -> Message | None:
         """The next message, None at the end of the stream. Raises `StreamReset` or `Malformed`."""

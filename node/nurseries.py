@@ -1,4 +1,4 @@
-"""One exception out of a nursery.
+"""Small things that trio leaves to its users: one exception out of a nursery, a shield with an end.
 
 Rule: where a task group can only fail in one way, its caller sees that exception itself and not a group of one.
 Cancellation in the group is dropped beside a real error, because the error is why it was cancelled.
@@ -30,3 +30,8 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
             yield from _leaves(error)
         elif not isinstance(error, trio.Cancelled):
             yield error
+
+
+def shielded(seconds: float) -> trio.CancelScope:
+    """A scope that no cancellation from outside reaches, for at most `seconds`: for what must be finished."""
+    return trio.CancelScope(deadline=trio.current_time() + seconds, shield=True)

@@ -6,7 +6,7 @@ continuation goes on exactly where the prefix ends, and grants and cancels are o
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -44,7 +44,7 @@ class FakeGeneration:
     def __post_init__(self) -> None:
         self._moved = trio.Event()
 
-    async def __aiter__(self) -> AsyncIterator[EngineEvent]:
+    async def events(self) -> AsyncGenerator[EngineEvent, None]:
         """See `Generation`."""
         units_in = sum(len(turn.text.split()) + 1 for turn in self.request.turns) + len(self.prefix.split())
         yield Prompted(units_in)

@@ -6,7 +6,7 @@ never produces more tokens than were granted, and stops at the next token when c
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -75,7 +75,7 @@ class EngineStats:
 class Generation(Protocol):
     """One answer in the making."""
 
-    def __aiter__(self) -> AsyncIterator[EngineEvent]:
+    def events(self) -> AsyncGenerator[EngineEvent, None]:
         """Events in order: Prompted, Piece*, Finished. Raises `EngineError`; a crash is ENGINE_FAILED."""
 
     async def grant(self, total_units_out: int) -> None:

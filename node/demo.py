@@ -1,0 +1,209 @@
+"""`mtor demo`: three node processes on loopback, two questions, one killed worker, one ledger.
+
+Rule: nothing here is staged. The nodes are ordinary `mtor up` processes with data folders of their own, the demo
+talks to them as any client does, the killed worker is killed with SIGKILL in the middle of its answer, and what is
+printed at the end is what the nodes' own ledgers say.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from node.local_federation import NodeFailed, NodeProcess, local_federation
+from protocol.pricing import format_credits
+
+MODEL = "smollm2-135m"
+SHORT_QUESTION = "What is the capital of France? Answer in one sentence."
+LONG_QUESTION = "Write a short story about a dog who finds an old map in the garden."
+LONG_TOKENS = 160
+KILL_AFTER_PIECES = 25  # the serving worker dies after this many pieces of the long answer
+WORKERS = ("worker-1", "worker-2")
+REALMS = f"realms:\n  - realm: $CHAT\n    model: {MODEL}\n"
+
+
+class Screen:
+    """What a person sees: whole lines, and pieces of an answer that run on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def line(self, text: str = "") -> None:
+        """A line of its own."""
+        print(text, file=self._stream, flush=True)
+
+    def piece(self, text: str) -> None:
+        """A piece of an answer, indented where it breaks."""
+        print(text.replace("\n", "\n   "), end="", file=self._stream, flush=True)
+
+
+class DemoFailed(Exception):
+    """The demo could not go on; the message says where to look."""
+
+
+@dataclass
+class Answer:
+    """What the client saw of one question."""
+
+    text: str = ""
+    pieces: int = 0
+    worker: str = ""
+    workers: list[str] = field(default_factory=list)
+    ttft_ms: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)  # the final chunk's `mtor` object
+
+    def as_json(self) -> dict[str, Any]:
+        """The shape of `--json`."""
+        shares = self.facts.get("shares", [])
+        return {
+            "text": self.text,
+            "worker": self.workers[-1] if self.workers else "",
+            "ttft_ms": self.ttft_ms,
+            "tokens": self.facts.get("units_out", 0),
+            "receipts": [share["receipt"] for share in shares if share["receipt"]],
+            "failover": bool(self.facts.get("failover")),
+            "shares": shares,
+        }
+
+
+def main(as_json: bool, keep: bool = False, folder: Path | None = None) -> int:
+    """Run the demo; 0 if everything it shows came true."""
+    screen = Screen(sys.stderr if as_json else sys.stdout)
+    root = folder or Path(tempfile.mkdtemp(prefix="mtor-demo-"))
+    try:
+        result = _run(root, screen)
+    except (DemoFailed, NodeFailed) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        print(f"the nodes' folders are kept in {root}", file=sys.stderr)
+        return 1
+    if as_json:
+        print(json.dumps(result))
+    if not keep:
+        shutil.rmtree(root, ignore_errors=True)
+    return 0 if result["ledger"]["verified"] and result["ledger"]["sum_micro"] == 0 else 1
+
+
+def _run(root: Path, screen: Screen) -> dict[str, Any]:
+    screen.line("▸ a federation of three nodes: one gateway without a model, two workers with SmolLM2-135M")
+    began = time.monotonic()
+    with local_federation(root, WORKERS, REALMS) as nodes:
+        for node in nodes:
+            screen.line(f"   {node.name:<9} {node.node}")
+        screen.line(f"   ready after {time.monotonic() - began:.1f} s")
+        first = _ask(nodes, SHORT_QUESTION, 60, screen, lambda answer: None)
+        killer = _Killer(nodes[1:], screen)
+        second = _ask(nodes, LONG_QUESTION, LONG_TOKENS, screen, killer)
+        if killer.killed is None or not second.facts.get("failover"):
+            raise DemoFailed("the long answer ended before the worker could be killed")
+        screen.line(f"\n▸ {killer.killed.name} starts again, and settles what it had been promised")
+        killer.killed.start()
+        killer.killed.wait_ready()
+        return _report(nodes, [first, second], screen)
+
+
+class _Killer:
+    """Kills the worker that is serving, once, in the middle of its answer."""
+
+    def __init__(self, workers: list[NodeProcess], screen: Screen) -> None:
+        self._workers = workers
+        self._screen = screen
+        self.killed: NodeProcess | None = None
+
+    def __call__(self, answer: Answer) -> None:
+        if self.killed is not None or answer.pieces < KILL_AFTER_PIECES:
+            return
+        self.killed = next(worker for worker in self._workers if worker.node == answer.worker)
+        self.killed.kill()
+        self._screen.piece(f"\n✂ {self.killed.name} was killed here (SIGKILL)\n")
+
+
+def _ask(
+    nodes: list[NodeProcess],
+    question: str,
+    max_tokens: int,
+    screen: Screen,
+    after_piece: Callable[[Answer], None],
+) -> Answer:
+    """Ask through the gateway's OpenAI API, showing the answer as it comes."""
+    screen.line(f"\n▸ {question}")
+    screen.piece("   ")
+    names = {node.node: node.name for node in nodes}
+    answer = Answer()
+    began = time.monotonic()
+    body = {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    for chunk in nodes[0].client.chat(body):
+        _note_worker(answer, chunk.get("mtor") or {})
+        for choice in chunk["choices"]:
+            text = choice["delta"].get("content") or ""
+            if text:
+                answer.ttft_ms = answer.ttft_ms or round((time.monotonic() - began) * 1_000)
+                answer.text += text
+                answer.pieces += 1
+                screen.piece(text)
+                after_piece(answer)
+    if not answer.facts:
+        raise DemoFailed("the answer ended without its final facts")
+    worked = " then ".join(names.get(worker, worker) for worker in answer.workers)
+    screen.line(f"\n   — {worked}; first token after {answer.ttft_ms} ms, {answer.facts['units_out']} tokens")
+    return answer
+
+
+def _note_worker(answer: Answer, facts: dict[str, Any]) -> None:
+    worker = facts.get("worker")
+    if worker and worker != answer.worker:
+        answer.worker = worker
+        answer.workers.append(worker)
+    if "shares" in facts:
+        answer.facts = facts
+
+
+def _report(nodes: list[NodeProcess], answers: list[Answer], screen: Screen) -> dict[str, Any]:
+    """Settle, then ask each node's own ledger."""
+    names = {node.node: node.name for node in nodes}
+    for node in (*nodes[1:], nodes[0], *nodes[1:]):  # workers close their channels, then all fetch what is new
+        node.client.call("ledger.settle")
+    reports = {node.name: node.client.call("ledger.verify", {"signatures": True}) for node in nodes}
+    balances = {node.name: node.client.call("ledger.balance") for node in nodes}
+    screen.line("\n▸ who was paid for what")
+    for answer in answers:
+        for share in answer.facts["shares"]:
+            counts = f"{share['units_in']} + {share['units_out']} tokens"
+            receipt = share["receipt"][:12]
+            screen.line(
+                f"   {names[share['worker']]:<9} {counts:<18} {format_credits(share['amount']):<14} receipt {receipt}"
+            )
+    screen.line("\n▸ the ledger, as each node sees it")
+    for node in nodes:
+        report, balance = reports[node.name], balances[node.name]
+        verified = "verified" if report["verified"] else "NOT VERIFIED " + "; ".join(report["problems"])
+        text = f"{balance['balance_text']:<18} sum {report['sum_micro']} µcr"
+        screen.line(f"   {node.name:<9} {text}, {report['certificates']} certificates, {verified}")
+    shares = [share for answer in answers for share in answer.facts["shares"]]
+    earned = {name: balance["earned"] for name, balance in balances.items()}
+    delivered = {name: sum(s["amount"] for s in shares if names[s["worker"]] == name) for name in WORKERS}
+    return {
+        "answers": [answer.as_json() for answer in answers],
+        "ledger": {
+            "verified": all(report["verified"] for report in reports.values()),
+            "sum_micro": sum(report["sum_micro"] for report in reports.values()),
+            "paid_for_delivered": all(earned[name] == delivered[name] for name in WORKERS),
+            "balances": {name: balance["balance"] for name, balance in balances.items()},
+            "earned": earned,
+            "reports": reports,
+        },
+        "nodes": len(nodes),
+    }

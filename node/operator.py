@@ -1,0 +1,272 @@
+"""The operator's side of a running node: each name of `OPERATIONS` as one method.
+
+Rule: read-only views over the owners of the state; what changes something asks its owner to do it. Arguments are
+checked before anything runs, and a failure names the fix.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import trio
+from pydantic import ValidationError, validate_call
+
+from node.bookkeeper import Bookkeeper
+from node.bootstrap import BootstrapKeeper
+from node.config import NodeConfig
+from node.directory import Directory
+from node.models import ModelError, ModelStore
+from node.network import Network
+from node.operations import OPERATIONS, STREAMED, Json, OperationFailed
+from node.services import Services
+from node.version import VERSION
+from protocol.errors import ProtocolError, Refused
+from protocol.ids import NodeId, parse_peer_id, peer_id
+from protocol.pricing import format_credits, parse_credits
+
+PROGRESS_BUFFER = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The owners of the state that the operator may look at."""
+
+    config: NodeConfig
+    network: Network
+    bootstrap: BootstrapKeeper
+    directory: Directory
+    services: Services
+    bookkeeper: Bookkeeper
+    models: ModelStore
+    stop: Callable[[], None]
+    problems: Callable[[], tuple[str, ...]]  # what is wrong now, in words, with the fix
+
+
+class NodeOperations:
+    """The `Operations` port of a running node."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._began = time.monotonic()
+        self._methods: dict[str, Callable[..., Awaitable[Json]]] = {
+            "status": self.status,
+            "peers": self.peers,
+            "realms": self.realms,
+            "models.list": self.models_list,
+            "models.rm": self.models_rm,
+            "ledger.balance": self.ledger_balance,
+            "ledger.history": self.ledger_history,
+            "ledger.show": self.ledger_show,
+            "ledger.verify": self.ledger_verify,
+            "ledger.settle": self.ledger_settle,
+            "federation.show": self.federation_show,
+            "federation.grant": self.federation_grant,
+            "stop": self.stop,
+        }
+        assert self._methods.keys() == OPERATIONS.keys()
+
+    async def call(self, name: str, arguments: Json) -> Json:
+        """Run one operation. Raises `OperationFailed`."""
+        method = self._methods.get(name)
+        if method is None:
+            raise OperationFailed(f"there is no operation {name!r}; there are {', '.join(OPERATIONS)}")
+        try:
+            return await validate_call(method)(**arguments)
+        except (ValidationError, TypeError) as error:
+            raise OperationFailed(f"{name} takes {OPERATIONS[name].split(':')[0]}: {_first_line(error)}") from None
+        except (Refused, ProtocolError, ModelError) as error:
+            raise OperationFailed(str(error)) from None
+
+    async def stream(self, name: str, arguments: Json) -> AsyncIterator[Json]:
+        """Run long work, handing on its progress. Raises `OperationFailed`."""
+        if name not in STREAMED:
+            raise OperationFailed(f"{name!r} is no streamed operation; there are {', '.join(STREAMED)}")
+        model = arguments.get("model")
+        if not isinstance(model, str):
+            raise OperationFailed("models.pull takes {model}: a name from `mtor models list`")
+        send, receive = trio.open_memory_channel[Json](PROGRESS_BUFFER)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._pull, model, send)
+            async with receive:
+                async for progress in receive:
+                    yield progress
+
+    # --- the node ------------------------------------------------------------------------------------
+
+    async def status(self) -> Json:
+        """What runs here, how well, and what is wrong."""
+        parts = self._parts
+        peers = parts.network.peers()
+        return {
+            "node": peer_id(parts.network.node),
+            "name": parts.config.node.name,
+            "version": VERSION,
+            "python": platform.python_version(),
+            "uptime_seconds": round(time.monotonic() - self._began),
+            "addresses": list(parts.network.addresses()),
+            "federation": {"id": parts.bookkeeper.federation.hex(), "name": parts.bookkeeper.genesis.name},
+            "balance": await self.ledger_balance(),
+            "peers": len(peers),
+            "bootstrap": asdict(parts.bootstrap.state()),
+            "serving": [self._serving(service) for service in parts.services],
+            "problems": list(parts.problems()),
+        }
+
+    def _serving(self, service: Any) -> Json:
+        info, stats = service.engine.info, service.engine.stats()
+        return {
+            "realm": service.section.realm,
+            "model": info.name,
+            "ready": service.engine.ready,
+            "device": info.device.kind,
+            "device_name": info.device.name,
+            "slots": service.section.slots,
+            "busy": service.scheduler.busy,
+            "queued": service.scheduler.queued,
+            "tokens_per_second": round(stats.tokens_per_second, 1),
+            "memory_mib": stats.memory_mib,
+            "restarts": stats.restarts,
+        }
+
+    async def peers(self) -> Json:
+        """Connected peers and every node whose offer is known."""
+        parts = self._parts
+        connected = {peer.node: peer for peer in parts.network.peers()}
+        offers = {known.node: known for known in parts.directory.offers()}
+        nodes = [node for node in {**connected, **offers} if node != parts.network.node]
+        return {"peers": [self._peer(node, connected, offers) for node in sorted(nodes)]}
+
+    def _peer(self, node: NodeId, connected: dict[NodeId, Any], offers: dict[NodeId, Any]) -> Json:
+        known = offers.get(node)
+        models = known.offer.models if known else ()
+        connection = connected.get(node)
+        return {
+            "node": peer_id(node),
+            "connected": connection is not None,
+            "connected_seconds": round(connection.connected_seconds) if connection else 0,
+            "addresses": list(known.offer.addresses if known else connection.addresses if connection else ()),
+            "same_federation": bool(known) and known.federation == self._parts.bookkeeper.federation,
+            "models": [self._offered(node, model) for model in models],
+        }
+
+    def _offered(self, node: NodeId, model: Any) -> Json:
+        experience = self._parts.directory.experience(node, model.model)
+        return {
+            "realm": model.realm,
+            "model": model.model,
+            "device": model.device.kind,
+            "device_name": model.device.name,
+            "vram_mib": model.device.vram_mib,
+            "context_tokens": model.context_tokens,
+            "slots": model.slots,
+            "busy": model.busy,
+            "queued": model.queued,
+            "price_in": model.price_in,
+            "price_out": model.price_out,
+            "free": bool(model.free),
+            "experience": asdict(experience),
+        }
+
+    async def realms(self) -> Json:
+        """Every realm on offer: by whom, with which models."""
+        parts = self._parts
+        realms: dict[str, list[Json]] = {}
+        for known in parts.directory.offers():
+            for model in known.offer.models:
+                row = {"node": peer_id(known.node), "own": known.node == parts.network.node}
+                realms.setdefault(model.realm, []).append(row | self._offered(known.node, model))
+        return {"realms": [{"realm": realm, "offers": offers} for realm, offers in sorted(realms.items())]}
+
+    async def stop(self) -> Json:
+        """End the node as if by Ctrl-C."""
+        self._parts.stop()
+        return {"stopping": True}
+
+    # --- models --------------------------------------------------------------------------------------
+
+    async def models_list(self) -> Json:
+        """What is in the store and what can be pulled."""
+        rows = await trio.to_thread.run_sync(self._parts.models.list)
+        return {"models": [asdict(row) for row in rows]}
+
+    async def models_rm(self, model: str) -> Json:
+        """Remove a model that is not being served."""
+        if any(service.engine.info.name == model for service in self._parts.services):
+            raise OperationFailed(f"{model} is being served; take it out of realms.yml and restart first")
+        await trio.to_thread.run_sync(self._parts.models.remove, model)
+        return {"removed": model}
+
+    async def _pull(self, model: str, send: trio.MemorySendChannel[Json]) -> None:
+        async with send:
+            try:
+                await self._parts.models.pull(model, send.send)
+                await send.send({"step": "done", "model": model, "done": True})
+            except ModelError as error:
+                await send.send({"error": {"message": str(error)}, "done": True})
+
+    # --- the ledger ----------------------------------------------------------------------------------
+
+    async def ledger_balance(self, account: str = "") -> Json:
+        """An account's balance; this node's own if none is named."""
+        node = parse_peer_id(account) if account else self._parts.network.node
+        balance = asdict(await self._parts.bookkeeper.balance(node))
+        texts = {f"{key}_text": format_credits(value) for key, value in balance.items() if isinstance(value, int)}
+        return {"account": peer_id(node)} | balance | texts
+
+    async def ledger_history(self, limit: int = 20, before: str = "") -> Json:
+        """The newest entries first."""
+        return {"entries": await self._parts.bookkeeper.history(limit, before)}
+
+    async def ledger_show(self, id: str) -> Json:
+        """One entry, explained."""
+        return await self._parts.bookkeeper.show(id)
+
+    async def ledger_verify(self, signatures: bool = False) -> Json:
+        """Check the whole local ledger."""
+        return asdict(await self._parts.bookkeeper.verify(signatures))
+
+    async def ledger_settle(self) -> Json:
+        """Close channels that owe this node, then fetch what is new."""
+        closed = await self._parts.bookkeeper.close_idle(0)
+        await self._parts.bookkeeper.sync()
+        return {"closed": closed}
+
+    # --- the federation ------------------------------------------------------------------------------
+
+    async def federation_show(self) -> Json:
+        """The constitution, and this node's part in it."""
+        bookkeeper = self._parts.bookkeeper
+        genesis = bookkeeper.genesis
+        return {
+            "id": bookkeeper.federation.hex(),
+            "name": genesis.name,
+            "created_ms": genesis.created_ms,
+            "witnesses": [peer_id(NodeId(key)) for key in genesis.witnesses],
+            "faults": genesis.faults,
+            "issuers": [bytes(key).hex() for key in genesis.issuers],
+            "supply_cap": genesis.supply_cap,
+            "supply_cap_text": format_credits(genesis.supply_cap),
+            "witness": bookkeeper.is_witness,
+            "issuer": bookkeeper.is_issuer,
+        }
+
+    async def federation_grant(self, to: str, credits: str) -> Json:
+        """Issue credits to a node."""
+        if not self._parts.bookkeeper.is_issuer:
+            raise OperationFailed(
+                "this node holds no issuer key; run the grant on the node that created the federation"
+            )
+        amount = parse_credits(credits)
+        entry = await self._parts.bookkeeper.grant(parse_peer_id(to), amount)
+        return {"to": to, "amount": amount, "amount_text": format_credits(amount), "id": entry}
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    return str(error).splitlines()[0]

@@ -1,0 +1,232 @@
+"""Answer one query: rank, try, fail over, within one deadline.
+
+Rule: the asker sees one answer. Whatever a lost worker delivered stands and is continued by the next; a refusal, a
+time-out or a broken answer goes on to the next candidate; only `Completed` means whole. The owner of nothing:
+offers and experience are the directory's, attempts are the requester's.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from node.answers import AnswerEvent, Completed, Delta, Failed, Question, Routed, WorkerShare
+from node.directory import Directory
+from node.requester import Outcome, Part, Requester
+from protocol.errors import CODES, ErrorCode
+from protocol.ids import NodeId, short
+from protocol.routing import Candidate, Ranking, explain_no_peer
+
+log = logging.getLogger("mtor.router")
+
+MAX_ATTEMPTS = 8  # workers asked for one query; more would only spread a poison query
+LAST_WORD_MS = 1_000  # of the deadline, kept for the worker's last word and the settlement
+DISCOVERY_SECONDS = 3.0  # to wait for a first offer when none is known
+RECOVERY_PAUSE_SECONDS = 1.0  # between tries while a begun answer has nobody to continue it
+PASSING = frozenset(
+    {
+        ErrorCode.WORKER_LOST,
+        ErrorCode.ENGINE_FAILED,
+        ErrorCode.OVERLOADED,
+        ErrorCode.PAUSED,
+        ErrorCode.MALFORMED,
+        ErrorCode.INTERNAL,
+    }
+)  # troubles that pass, or that another worker does not have
+
+Emit = Callable[[AnswerEvent], Awaitable[None]]
+
+
+class Router:
+    """Answers queries. Each has an `_Answering` of its own."""
+
+    def __init__(self, directory: Directory, requester: Requester, seek: Callable[[], None]) -> None:
+        self.directory = directory
+        self.requester = requester
+        self.seek = seek
+
+    async def answer(self, question: Question, emit: Emit) -> None:
+        """Emit events; the last is `Completed` or `Failed`. Cancel the surrounding scope to stop."""
+        answering = _Answering(self, question, emit)
+        with trio.move_on_after(question.deadline_ms / 1_000) as deadline:
+            await answering.run()
+        if deadline.cancelled_caught:
+            await answering.deadline_passed()
+
+
+class _Answering:
+    """One query."""
+
+    def __init__(self, router: Router, question: Question, emit: Emit) -> None:
+        self._router = router
+        self._question = question
+        self._emit = emit
+        self._began = time.monotonic()
+        self._text: list[str] = []
+        self._units_out = 0
+        self._units_in = 0
+        self._ttft_ms = 0.0
+        self._tried: set[NodeId] = set()
+        self._shares: list[WorkerShare] = []
+        self._attempts = 0
+        self._continued = False
+        self._model = ""
+        self._last: Outcome | None = None
+
+    async def run(self) -> None:
+        """Try candidates until one finishes or none is left."""
+        while self._attempts < MAX_ATTEMPTS:
+            candidate = await self._next_candidate()
+            if candidate is None:
+                return
+            outcome = await self._attempt(candidate)
+            if outcome.finish:
+                await self._complete(outcome)
+                return
+            self._last = outcome
+            if self._reached_limit():
+                await self._complete(outcome)
+                return
+            if not self._worth_another(outcome):
+                break
+        await self._fail()
+
+    async def deadline_passed(self) -> None:
+        """The time is used up, wherever it went."""
+        reason = self._last.reason if self._last else "no worker answered"
+        seconds = self._question.deadline_ms / 1_000
+        message = (
+            f"no whole answer within {seconds:.0f} s; last: {reason}. Ask for less, or allow more time (deadline_ms)"
+        )
+        await self._emit(Failed(ErrorCode.DEADLINE_EXCEEDED, message, 0, tuple(self._shares)))
+
+    # --- choosing ------------------------------------------------------------------------------------
+
+    async def _next_candidate(self) -> Candidate | None:
+        """The best untried candidate. Emits `Failed` and gives None if there is none to come."""
+        ranking = self._rank()
+        if not ranking.candidates and not self._attempts:
+            ranking = await self._discover()
+        while not ranking.candidates and self._text and self._may_recover():
+            await trio.sleep(RECOVERY_PAUSE_SECONDS)  # a begun answer waits for somebody until the deadline
+            self._router.seek()
+            self._tried.clear()
+            ranking = self._rank()
+        if ranking.candidates:
+            return ranking.candidates[0]
+        if self._last is not None:
+            await self._fail()
+            return None
+        reason = explain_no_peer(self._question.realm, self._question.requirements, ranking)
+        await self._emit(Failed(ErrorCode.NO_PEER, reason))
+        return None
+
+    def _may_recover(self) -> bool:
+        """True if waiting may help: the last worker was lost or busy, not unwilling."""
+        return self._last is not None and self._last.code in PASSING
+
+    def _rank(self) -> Ranking:
+        question = self._question
+        return self._router.directory.rank(
+            question.realm, question.requirements, question.query_id, frozenset(self._tried)
+        )
+
+    async def _discover(self) -> Ranking:
+        """Nobody fits: perhaps offers are still on their way. Wait a moment for a first one that does."""
+        self._router.seek()
+        ranking = self._rank()
+        with trio.move_on_after(DISCOVERY_SECONDS):
+            while not ranking.candidates:
+                await self._router.directory.wait_changed()
+                ranking = self._rank()
+        return ranking
+
+    # --- trying --------------------------------------------------------------------------------------
+
+    async def _attempt(self, candidate: Candidate) -> Outcome:
+        self._attempts += 1
+        self._tried.add(candidate.node)
+        attempt = self._attempts
+        self._model = self._model or candidate.model.model
+        part = Part("".join(self._text), self._units_out)
+        self._continued = self._continued or bool(part.text)
+
+        async def queued(position: int, wait_ms: int) -> None:
+            await self._emit(Routed(candidate.node, candidate.model.model, attempt, position, wait_ms))
+
+        with self._router.directory.asking(candidate.node):
+            outcome = await self._router.requester.ask(
+                candidate, self._question, part, self._workers_time_ms(), self._deliver, queued
+            )
+        self._learn(candidate, outcome)
+        self._count(outcome)
+        log.info(
+            "query %s attempt %d at %s: %s",
+            self._question.query_id.hex(),
+            attempt,
+            short(candidate.node),
+            outcome.finish or outcome.reason,
+        )
+        return outcome
+
+    async def _deliver(self, text: str) -> None:
+        if not self._text:
+            self._ttft_ms = (time.monotonic() - self._began) * 1_000
+        self._text.append(text)
+        await self._emit(Delta(text))
+
+    def _count(self, outcome: Outcome) -> None:
+        self._units_in = self._units_in or outcome.units_in
+        self._units_out += outcome.units_out
+        if outcome.share is not None:
+            self._shares.append(outcome.share)
+
+    def _learn(self, candidate: Candidate, outcome: Outcome) -> None:
+        """Tell the directory how the worker did. What is the asker's own fault teaches nothing."""
+        directory, node, model = self._router.directory, candidate.node, candidate.model.model
+        if outcome.finish:
+            speed = (outcome.units_out - 1) / outcome.seconds if outcome.seconds and outcome.units_out > 1 else 0.0
+            directory.succeeded(node, model, outcome.ttft_ms, speed)
+        elif outcome.code is ErrorCode.WORKER_LOST:
+            directory.unreachable(node, model)
+        elif outcome.refused:
+            directory.refused(node, model, outcome.retry_after_ms)
+        elif outcome.code is not None and CODES[outcome.code].fault == "worker":
+            directory.failed(node, model)
+
+    def _worth_another(self, outcome: Outcome) -> bool:
+        """A worker that broke a rule says nothing about the query; otherwise the code decides."""
+        return outcome.code is ErrorCode.MALFORMED or (outcome.code is not None and CODES[outcome.code].try_another)
+
+    def _reached_limit(self) -> bool:
+        limit = self._question.request.max_tokens
+        return bool(limit) and self._units_out >= limit
+
+    def _workers_time_ms(self) -> int:
+        """The time left, less a little: a worker that ends first can still say so, and be paid."""
+        left = self._question.deadline_ms - round((time.monotonic() - self._began) * 1_000)
+        return max(1, left - min(LAST_WORD_MS, left // 5))
+
+    # --- ending --------------------------------------------------------------------------------------
+
+    async def _complete(self, outcome: Outcome) -> None:
+        await self._emit(
+            Completed(
+                finish=outcome.finish or "length",
+                model=self._model,
+                units_in=self._units_in,
+                units_out=self._units_out,
+                ttft_ms=round(self._ttft_ms),
+                shares=tuple(self._shares),
+                failover=self._continued,
+            )
+        )
+
+    async def _fail(self) -> None:
+        last = self._last
+        assert last is not None and last.code is not None
+        tried = f" ({self._attempts} attempts)" if self._attempts > 1 else ""
+        await self._emit(Failed(last.code, last.reason + tried, last.retry_after_ms, tuple(self._shares)))

@@ -1,0 +1,162 @@
+"""Queries from end to end over fakes: paying, failing over, cancelling, refusing."""
+
+import pytest
+import trio
+
+from node.engines.fake import ANSWER_TOKENS, FakeEngine, fake_answer
+from protocol.errors import ErrorCode
+from protocol.ids import peer_id
+from protocol.pricing import channel_cost
+from protocol.routing import Requirements
+from tests.node.federation import Answered, memory_federation, question
+
+
+async def test_an_answer_is_whole_and_paid_to_the_token() -> None:
+    async with memory_federation(FakeEngine()) as federation:
+        answered = await federation.gateway.ask(question())
+        done = answered.completed
+        assert answered.text == fake_answer(ANSWER_TOKENS) and done.finish == "stop" and not done.failover
+        share = done.shares[0]
+        assert share.lane == "paid" and share.amount == channel_cost(share.units_in, share.units_out, 1_000, 3_000)
+        await federation.settle()
+        worker = federation.workers[0].bookkeeper
+        assert (await worker.balance()).earned == share.amount
+        assert (await federation.gateway.bookkeeper.show(share.receipt))["amount"] == -share.amount
+        assert (await worker.show(share.receipt))["amount"] == share.amount
+
+
+async def test_max_tokens_ends_with_length() -> None:
+    async with memory_federation(FakeEngine()) as federation:
+        answered = await federation.gateway.ask(question(max_tokens=7))
+        assert answered.text == fake_answer(7) and answered.completed.finish == "length"
+
+
+async def test_a_crashed_engine_is_continued_elsewhere_without_gap_or_repeat() -> None:
+    engines = [FakeEngine(), FakeEngine()]
+    async with memory_federation(*engines) as federation:
+        for engine in engines:
+            engine.crash_after = 9
+        asked = question()
+
+        async def heal_after_first_crash() -> None:
+            while not any(engine.running for engine in engines):
+                await trio.sleep(0.001)
+            next(engine for engine in engines if not engine.running).crash_after = None
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(heal_after_first_crash)
+            answered = await federation.gateway.ask(asked)
+        assert answered.text == fake_answer(ANSWER_TOKENS)
+        done = answered.completed
+        assert done.failover and len(done.shares) == 2 and done.units_out == ANSWER_TOKENS
+        assert [share.units_out for share in done.shares] == [9, ANSWER_TOKENS - 9]
+        await federation.settle()
+        for share in done.shares:
+            paid = (await federation.by_id(share.worker).bookkeeper.balance()).earned
+            assert paid == share.amount > 0
+
+
+async def test_a_lost_worker_is_continued_by_the_other() -> None:
+    async with memory_federation(FakeEngine(seconds_per_token=0.02), FakeEngine(seconds_per_token=0.02)) as federation:
+        answered = Answered()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(federation.gateway.router.answer, question(), answered.emit)
+            while len(answered.text.split()) < 10:
+                await trio.sleep(0.01)
+            first = answered.workers[0]
+            federation.hub.kill(first)
+        assert answered.text == fake_answer(ANSWER_TOKENS)
+        assert answered.completed.failover and answered.workers[0] == first and len(answered.workers) == 2
+
+
+async def test_a_stalled_worker_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.requester.SILENCE_SECONDS", 0.5)
+    async with memory_federation(FakeEngine(seconds_per_token=0.02), FakeEngine(seconds_per_token=0.02)) as federation:
+        answered = Answered()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(federation.gateway.router.answer, question(), answered.emit)
+            while len(answered.text.split()) < 5:
+                await trio.sleep(0.01)
+            federation.hub.stall(answered.workers[0])
+        assert answered.text == fake_answer(ANSWER_TOKENS) and answered.completed.failover
+
+
+async def test_cancelling_stops_the_engine_and_pays_what_came() -> None:
+    engine = FakeEngine(seconds_per_token=0.02)
+    async with memory_federation(engine) as federation:
+        answered = Answered()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(federation.gateway.router.answer, question(), answered.emit)
+            while len(answered.text.split()) < 5:
+                await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+        with trio.fail_after(5):
+            while engine.running:
+                await trio.sleep(0.01)
+        assert engine.cancelled == 1
+        await federation.settle()
+        paid = (await federation.workers[0].bookkeeper.balance()).earned
+        assert paid >= channel_cost(1, len(answered.text.split()), 1_000, 3_000)
+
+
+async def test_one_channel_serves_many_queries_and_parallel_ones_have_their_own() -> None:
+    async with memory_federation(FakeEngine()) as federation:
+        for _ in range(3):
+            (await federation.gateway.ask(question(max_tokens=3))).completed  # noqa: B018
+        await federation.gateway.bookkeeper.sync()
+        assert (await federation.gateway.bookkeeper.verify()).channels == 1
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(federation.gateway.ask, question(max_tokens=30))
+        assert (await federation.gateway.bookkeeper.verify()).channels == 2
+        await federation.settle()
+
+
+async def test_nobody_fits_is_explained() -> None:
+    async with memory_federation(FakeEngine()) as federation:
+        failed = (await federation.gateway.ask(question(wanted=Requirements(min_vram_mib=8_000)))).failed
+        assert failed.code is ErrorCode.NO_PEER and "8000 MiB of VRAM" in failed.message and "0 MiB" in failed.message
+
+
+async def test_overload_is_refused_early_and_says_when_to_come_back() -> None:
+    engine = FakeEngine(seconds_per_token=0.05)
+    async with memory_federation(engine, slots=1, queue=0) as federation:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(federation.gateway.ask, question())
+            while not engine.running:
+                await trio.sleep(0.01)
+            failed = (await federation.gateway.ask(question())).failed
+            assert failed.code is ErrorCode.OVERLOADED and failed.retry_after_ms > 0
+            nursery.cancel_scope.cancel()
+
+
+async def test_the_deadline_ends_an_answer_honestly() -> None:
+    async with memory_federation(FakeEngine(seconds_per_token=0.1)) as federation:
+        failed = (await federation.gateway.ask(question(deadline_ms=700))).failed
+        assert failed.code is ErrorCode.DEADLINE_EXCEEDED and failed.shares[0].units_out > 0
+
+
+async def test_a_stranger_without_cover_uses_the_free_lane_until_the_quota_ends() -> None:
+    async with memory_federation(FakeEngine(), free_tokens=60) as federation:
+        worker, gateway = federation.workers[0], federation.gateway
+        gateway.requester.bookkeeper = worker.bookkeeper  # an account of another owner: it has no credits here
+        done = (await gateway.ask(question(max_tokens=20))).completed
+        assert done.shares[0].lane == "free" and done.shares[0].amount == 0
+        cut = await gateway.ask(question(max_tokens=40))
+        assert cut.failed.code is ErrorCode.QUOTA_EXCEEDED and cut.text == fake_answer(30)
+        failed = (await gateway.ask(question(max_tokens=20))).failed
+        assert failed.code is ErrorCode.PAYMENT_REQUIRED and "no free quota" in failed.message
+
+
+async def test_the_own_node_answers_its_own_questions_for_nothing() -> None:
+    async with memory_federation(FakeEngine()) as federation:
+        worker = federation.workers[0]
+        wanted = Requirements(worker=peer_id(worker.signer.node))
+        done = (await worker.ask(question(wanted=wanted))).completed
+        assert done.shares[0].lane == "own" and done.shares[0].amount == 0
+
+
+async def test_an_engine_error_that_is_the_askers_fault_is_told() -> None:
+    async with memory_federation(FakeEngine()) as federation:
+        failed = (await federation.gateway.ask(question("   "))).failed
+        assert failed.code is ErrorCode.INVALID_REQUEST and "empty" in failed.message
