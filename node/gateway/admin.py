@@ -1,0 +1,72 @@
+"""The operator's routes: `POST /mtor/v1/{operation}` with the arguments as JSON.
+
+Rule: this file knows no operation. It carries names and arguments to `Operations` and answers back.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from typing import Any
+
+from aiohttp import web
+
+from node.gateway.bridge import Bridge
+from node.gateway.failures import ApiError
+from node.operations import OPERATIONS, STREAMED, Json, OperationFailed, Operations
+
+
+class AdminRoutes:
+    """Handlers of the operator's routes."""
+
+    def __init__(self, bridge: Bridge, operations: Operations) -> None:
+        self._bridge = bridge
+        self._operations = operations
+
+    def add_to(self, app: web.Application) -> None:
+        """Register the routes."""
+        app.router.add_post("/mtor/v1/{operation}", self.handle)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """One operation."""
+        name = request.match_info["operation"]
+        arguments = await _arguments(request)
+        if name in STREAMED:
+            return await self._stream(request, name, arguments)
+        if name not in OPERATIONS:
+            near = difflib.get_close_matches(name, [*OPERATIONS, *STREAMED], n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ApiError(404, f"there is no operation {name!r}{hint}", code="unknown_operation")
+        try:
+            return web.json_response(await self._bridge.call(self._operations.call, name, arguments))
+        except OperationFailed as error:
+            raise ApiError(400, str(error), code="operation_failed") from None
+
+    async def _stream(self, request: web.Request, name: str, arguments: Json) -> web.StreamResponse:
+        """Progress as lines of JSON; a failure after the first line is a line, too."""
+
+        async def job(emit: Any) -> None:
+            async for progress in self._operations.stream(name, arguments):
+                await emit(progress)
+
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        async with self._bridge.stream(job) as stream:
+            try:
+                async for progress in stream:
+                    await response.write(json.dumps(progress).encode() + b"\n")
+            except OperationFailed as error:
+                await response.write(json.dumps({"error": {"message": str(error)}, "done": True}).encode() + b"\n")
+        await response.write_eof()
+        return response
+
+
+async def _arguments(request: web.Request) -> Json:
+    body = await request.read()
+    try:
+        arguments = json.loads(body) if body else {}
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
+    if not isinstance(arguments, dict):
+        raise ApiError(400, "the arguments are a JSON object", code="invalid_json")
+    return arguments

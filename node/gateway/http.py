@@ -1,0 +1,243 @@
+"""The HTTP server: routes, checks around them, start and stop.
+
+Rule: every answer that is an error has OpenAI's shape; nothing a client sends ends the server; the address and the
+operator's token are in files that only the owner can read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import logging
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import trio
+from aiohttp import web
+
+from node.config import GatewaySection
+from node.gateway.admin import AdminRoutes
+from node.gateway.bridge import Bridge, NodeStopping
+from node.gateway.chat import ChatRoutes
+from node.gateway.failures import ApiError
+from node.gateway.guards import Guards, is_loopback
+from node.gateway.keys import ApiKeys, write_private
+from node.gateway.metrics import Metrics
+from node.gateway.ports import Answers, GatewayFacts, ModelFacts
+from node.operations import Operations
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus
+
+log = logging.getLogger("mtor.gateway")
+
+ADDRESS_FILE = "gateway.json"
+TOKEN_FILE = "admin.token"
+BODY_SECONDS = 30.0  # for a request's body to arrive
+SHUTDOWN_SECONDS = 3.0  # for answers that are being written when the node stops
+SERVER_NAME = "mtor"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+INDEX = """<!doctype html><meta charset="utf-8"><title>MTOR node</title>
+<style>body{font:16px/1.5 system-ui;max-width:44rem;margin:3rem auto;padding:0 1rem;color-scheme:light dark}</style>
+<h1>MTOR node</h1>
+<p>This node answers OpenAI-compatible requests and routes them to a peer whose card fits.</p>
+<ul><li><code>POST /v1/chat/completions</code><li><code>GET /v1/models</code>
+<li><code>GET /healthz</code>, <code>/readyz</code>, <code>/metrics</code></ul>
+<p>From a terminal: <code>mtor ask "What is the capital of France?"</code></p>
+"""
+
+
+class GatewayError(Exception):
+    """The gateway cannot start; the message names the fix."""
+
+
+class Gateway:
+    """The HTTP side of one node."""
+
+    def __init__(
+        self, config: GatewaySection, data: Path, answers: Answers, operations: Operations, facts: GatewayFacts
+    ) -> None:
+        self._config = config
+        self._data = data
+        self._facts = facts
+        self._bridge = Bridge()
+        self._metrics = Metrics()
+        self._started_at = int(time.time())
+        self._keys = ApiKeys(data)
+        self._guards = Guards(config, self._keys, _admin_token(data))
+        self._chat = ChatRoutes(self._bridge, answers, self._metrics, config.max_concurrent)
+        self._admin = AdminRoutes(self._bridge, operations)
+
+    async def run(self, task_status: TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; started with the URL. Raises `GatewayError`."""
+        self._check_exposure()
+        token = trio.lowlevel.current_trio_token()
+        failure: list[OSError] = []
+
+        async def program(stop: asyncio.Event) -> None:
+            try:
+                await self._serve(stop, lambda url: token.run_sync_soon(task_status.started, url))
+            except OSError as error:
+                failure.append(error)
+
+        try:
+            await self._bridge.run(program)
+        finally:
+            (self._data / ADDRESS_FILE).unlink(missing_ok=True)
+        if failure:
+            raise GatewayError(_bind_error(self._config, failure[0]))
+
+    def _check_exposure(self) -> None:
+        if not is_loopback(self._config.host) and not self._keys.all():
+            raise GatewayError(
+                f"gateway.host is {self._config.host}, which others can reach, and there is no API key: "
+                "make one with `mtor keys create NAME`, or set gateway.host to 127.0.0.1"
+            )
+
+    async def _serve(self, stop: asyncio.Event, started: Callable[[str], None]) -> None:
+        runner = web.AppRunner(
+            self._app(), handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS
+        )
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, self._config.host, self._config.port)
+            await site.start()
+            url = _url(runner)
+            write_private(self._data / ADDRESS_FILE, json.dumps({"url": url, "pid": os.getpid()}))
+            started(url)
+            await stop.wait()
+        finally:
+            await runner.cleanup()
+
+    def _app(self) -> web.Application:
+        app = web.Application(client_max_size=self._config.max_body_bytes, middlewares=[self._around])
+        app.router.add_get("/", _index)
+        app.router.add_get("/healthz", _healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/metrics", self._metrics_text)
+        app.router.add_get("/v1/models", self._models)
+        app.router.add_get("/v1/models/{model:.+}", self._model)
+        self._chat.add_to(app)
+        self._admin.add_to(app)
+        return app
+
+    # --- around every request ------------------------------------------------------------------------
+
+    @web.middleware
+    async def _around(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            self._guards.check(request)
+            await _read_body(request)
+            response = await handler(request)
+        except ApiError as error:
+            response = _error_response(error)
+        except web.HTTPException as error:
+            response = _error_response(self._from_aiohttp(request, error))
+        except NodeStopping:
+            response = _error_response(ApiError(503, "the node is stopping", code="stopping", retry_ms=5_000))
+        except (asyncio.CancelledError, ConnectionError):
+            raise  # the client went away
+        except Exception:
+            log.exception("request to %s failed", request.path)
+            response = _error_response(ApiError(500, "the node failed in a way it cannot name; see its log"))
+        self._metrics.requests.labels(str(response.status)).inc()
+        if not response.prepared:
+            response.headers["Server"] = SERVER_NAME
+            response.headers["X-Content-Type-Options"] = "nosniff"
+        return response
+
+    def _from_aiohttp(self, request: web.Request, error: web.HTTPException) -> ApiError:
+        if isinstance(error, web.HTTPRequestEntityTooLarge):
+            limit = self._config.max_body_bytes
+            message = f"the body is larger than {limit} bytes (gateway.max_body_bytes); send a shorter conversation"
+            return ApiError(413, message, code="request_too_large")
+        if isinstance(error, web.HTTPNotFound):
+            return ApiError(
+                404, f"there is no {request.method} {request.path}; see / for what there is", code="not_found"
+            )
+        if isinstance(error, web.HTTPMethodNotAllowed):
+            allowed = ", ".join(sorted(error.allowed_methods))
+            return ApiError(405, f"{request.path} takes {allowed}, not {request.method}", code="method_not_allowed")
+        return ApiError(error.status, error.reason or "the request cannot be answered")
+
+    # --- small routes --------------------------------------------------------------------------------
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        ready, reason = await self._bridge.call(self._facts.readiness)
+        return web.json_response({"ready": ready, "reason": reason}, status=200 if ready else 503)
+
+    async def _metrics_text(self, request: web.Request) -> web.Response:
+        gauges = await self._bridge.call(self._facts.gauges)
+        return web.Response(body=self._metrics.render(gauges), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    async def _models(self, request: web.Request) -> web.Response:
+        models: list[ModelFacts] = await self._bridge.call(self._facts.models)
+        return web.json_response({"object": "list", "data": [self._model_row(model) for model in models]})
+
+    async def _model(self, request: web.Request) -> web.Response:
+        wanted = request.match_info["model"]
+        models: list[ModelFacts] = await self._bridge.call(self._facts.models)
+        found = next((model for model in models if model.model == wanted), None)
+        if found is None:
+            offered = ", ".join(model.model for model in models) or "nothing now"
+            raise ApiError(404, f"no peer offers the model {wanted!r}; on offer: {offered}", code="model_not_found")
+        return web.json_response(self._model_row(found))
+
+    def _model_row(self, model: ModelFacts) -> dict[str, Any]:
+        more = {"realm": model.realm, "workers": model.workers, "context_tokens": model.context_tokens}
+        return {"id": model.model, "object": "model", "created": self._started_at, "owned_by": "mtor", "mtor": more}
+
+
+async def _index(request: web.Request) -> web.Response:
+    policy = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
+    return web.Response(text=INDEX, content_type="text/html", headers=policy)
+
+
+async def _healthz(request: web.Request) -> web.Response:
+    return web.json_response({"ok": True})
+
+
+async def _read_body(request: web.Request) -> None:
+    """Read the body here, so that its size and its time are bounded for every route."""
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            await request.read()
+    except TimeoutError:
+        raise ApiError(408, f"the body did not arrive within {BODY_SECONDS:.0f} s", code="slow_body") from None
+
+
+def _error_response(error: ApiError) -> web.Response:
+    return web.json_response(error.body(), status=error.status, headers=error.headers())
+
+
+def _admin_token(data: Path) -> str:
+    """The operator's token, made at the first start."""
+    path = data / TOKEN_FILE
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_text().strip()
+    token = secrets.token_urlsafe(32)
+    write_private(path, token)
+    return token
+
+
+def _url(runner: web.AppRunner) -> str:
+    host, port = runner.addresses[0][:2]
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{'127.0.0.1' if host == '0.0.0.0' else shown}:{port}"
+
+
+def _bind_error(config: GatewaySection, error: OSError) -> str:
+    where = f"{config.host}:{config.port}"
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"port {config.port} is in use: choose another (gateway.port, `mtor up --port`), or end the other program"
+        )
+    return f"the gateway cannot listen on {where} ({error.strerror or error}); check gateway.host and gateway.port"

@@ -1,0 +1,42 @@
+"""What the HTTP side needs of the node, as types.
+
+Rule: everything behind these ports runs on the trio side and is reached through the bridge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from node.answers import AnswerEvent, Question
+
+
+class Answers(Protocol):
+    """Whoever answers queries."""
+
+    async def answer(self, question: Question, emit: Callable[[AnswerEvent], Awaitable[None]]) -> None:
+        """Emit events; the last is `Completed` or `Failed`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """A model that can be asked now, by whoever serves it."""
+
+    realm: str
+    model: str
+    workers: int
+    context_tokens: int
+
+
+class GatewayFacts(Protocol):
+    """What the gateway tells without a query."""
+
+    async def models(self) -> list[ModelFacts]:
+        """All models on offer."""
+
+    async def readiness(self) -> tuple[bool, str]:
+        """Whether a query could be answered now, and why not."""
+
+    async def gauges(self) -> Mapping[str, float]:
+        """Figures of now by metric name, for `/metrics`."""
