@@ -365,6 +365,10 @@ class Bookkeeper:
     async def _open_channel(self, payee: NodeId, prices: Prices, quote: bytes, need: int) -> ChannelId:
         async with self._ordering:
             await self._ready_to_order(self._signer)
+            finished = self._idle_channel(payee, prices, need)
+            if finished is not None:  # an order of before, whose answer was lost
+                self._leased.add(finished)
+                return finished
             account = View(self._store).account(self._signer.node)
             if account.balance < max(need, 1):
                 raise Refused(
@@ -676,7 +680,7 @@ class Bookkeeper:
     async def store(self, request: StoreCertificate) -> Stored | Rejected:
         """As a witness: apply a certificate. Only a witness takes certificates; others fetch them in order."""
         if not self.is_witness:
-            return Rejected(ErrorCode.NOT_A_WITNESS, "this node follows its witness's log")
+            return Rejected(int(ErrorCode.NOT_A_WITNESS), "this node follows its witness's log")
         return await self._witness.store(request)
 
     def fetch(self, request: FetchCertificates) -> Certificates:

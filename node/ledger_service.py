@@ -166,7 +166,7 @@ class LedgerService:
     async def _answer(self, request: Message) -> Message:
         answer = _ANSWERS.get(type(request))
         if answer is None:
-            return Rejected(ErrorCode.MALFORMED, f"a {type(request).__name__} is no request to a ledger")
+            return Rejected(int(ErrorCode.MALFORMED), f"a {type(request).__name__} is no request to a ledger")
         return await answer(self._bookkeeper, request)
 
 
@@ -197,7 +197,8 @@ _ANSWERS: dict[type[Message], Callable[[Bookkeeper, Any], Awaitable[Message]]] =
 async def endow(bookkeeper: Bookkeeper, node: NodeId) -> None:
     """Give the creator of a federation its first credits. Does nothing in a ledger that has begun."""
     if bookkeeper.is_issuer and bookkeeper.is_witness and bookkeeper.empty:
-        await bookkeeper.grant(node, HOME_GRANT)
+        genesis = bookkeeper.genesis
+        await bookkeeper.grant(node, min(HOME_GRANT, genesis.supply_cap // len(genesis.issuers)))
 
 
 def open_bookkeeper(

@@ -126,4 +126,4 @@ class Witness:
 def rejected(refusal: Refused) -> Rejected:
     """A refusal as the wire says it."""
     reason = refusal.message.encode()[: params.MAX_REASON_BYTES].decode(errors="ignore")
-    return Rejected(refusal.code, reason)
+    return Rejected(int(refusal.code), reason)
