@@ -15,6 +15,7 @@ from importlib.metadata import version
 from typing import Any, Final
 
 import trio
+from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.swarm import Swarm
@@ -70,6 +71,7 @@ def apply() -> None:
     _replace(yamux.Yamux, "_measure_rtt_loop", _keep_alive)
     _replace(yamux.YamuxStream, "read", _read_stream)
     _replace(yamux.YamuxStream, "write", _write_stream)
+    _replace(AutoConnector, "maybe_connect", _dial_nobody)
 
 
 _ORIGINAL: Final[dict[tuple[type, str], Any]] = {}  # what `apply` replaced; written once
@@ -155,6 +157,13 @@ async def _start_muxer(self: Any) -> None:
     except Exception as error:
         log.warning("a connection's multiplexer failed and is closed: %r", error)
         await _quietly(self.close)
+
+
+async def _dial_nobody(self: Any) -> None:
+    """Defect: the swarm dials peers of its store by itself, up to half of `max_connections`, whatever the watermarks.
+    Symptom: connections that nobody asked for, also to peers that were just dropped.
+    Cure: it dials nobody; whom to dial is the router's and the bootstrap keeper's business.
+    """
 
 
 # --- inbound streams ----------------------------------------------------------------------------------

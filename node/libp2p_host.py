@@ -125,7 +125,7 @@ class Libp2pNetwork:
 
     async def _live(self, lives: _Lives) -> None:
         """One life of the host. The host itself is shielded: it ends after its connections were closed in order."""
-        host = _new_host(self._seed, self._listen, self._max_connections)
+        host = _new_host(self._seed, self._listen, self._max_connections, self._advertised)
         _guard_upgrades(host, self._blocked)
         for protocol in self._handlers:
             host.set_stream_handler(TProtocol(protocol), self._accept)
@@ -173,6 +173,10 @@ class Libp2pNetwork:
         while True:
             await trio.sleep(ADDRESS_REFRESH)
             self._refresh_addresses()
+
+    def _advertised(self, _candidates: Any) -> list[Multiaddr]:
+        """The same addresses for identify and the DHT; libp2p's own list has unspecified ones in it."""
+        return [Multiaddr(address) for address in self._addresses]
 
     def _refresh_addresses(self) -> None:
         plain = self._announce or tuple(dict.fromkeys(a for listen in self._listen for a in _dialable(listen)))
@@ -573,7 +577,9 @@ class _RecordValidator(Validator):
 # --- building and ending a host -----------------------------------------------------------------------
 
 
-def _new_host(seed: bytes, listen: Sequence[str], max_connections: int) -> Any:
+def _new_host(
+    seed: bytes, listen: Sequence[str], max_connections: int, advertised: Callable[[Any], list[Multiaddr]]
+) -> Any:
     keys = create_identity_from_seed(seed)
     noise = NoiseTransport(keys, noise_privkey=create_new_x25519_key_pair().private_key)
     host = new_host(
@@ -581,6 +587,7 @@ def _new_host(seed: bytes, listen: Sequence[str], max_connections: int) -> Any:
         sec_opt={NOISE: noise},  # the default also offers SECIO and plaintext
         muxer_preference="YAMUX",
         listen_addrs=[Multiaddr(address) for address in listen],
+        addrs_factory=advertised,
         disable_identify_address_discovery=True,
         connection_config=ConnectionConfig(
             max_connections=max_connections,
