@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from node.bookkeeper import LEASE_MARGIN, Bookkeeper, LedgerDamaged, Receipt, Settings
+from node.bookkeeper import Bookkeeper, LedgerDamaged, Receipt, Settings
+from node.leases import LEASE_MARGIN
 from node.ledger_writer import GROUP
 from node.memory_store import MemoryStore
 from node.store import LevelStore, StoreFailed
