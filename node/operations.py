@@ -6,8 +6,12 @@ nothing else about them. Each runs on the trio side.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, Protocol
+
+from pydantic import ValidationError, validate_call
+
+from protocol.errors import ProtocolError
 
 Json = dict[str, Any]
 
@@ -45,3 +49,26 @@ OPERATIONS: dict[str, str] = {
 STREAMED: dict[str, str] = {
     "models.pull": "{model}: fetch, verify and convert; progress objects {step, done_bytes, total_bytes}",
 }
+
+
+Method = Callable[..., Awaitable[Json]]
+
+
+async def dispatch(methods: Mapping[str, Method], name: str, arguments: Json) -> Json:
+    """Run one operation, its arguments checked by its own annotations. Raises `OperationFailed`."""
+    method = methods.get(name)
+    if method is None:
+        raise OperationFailed(f"there is no operation {name!r}; there are {', '.join(methods)}")
+    try:
+        return await validate_call(method)(**arguments)
+    except (ValidationError, TypeError) as error:
+        raise OperationFailed(f"{name} takes {OPERATIONS[name].split(':')[0]}: {_first_line(error)}") from None
+    except ProtocolError as error:
+        raise OperationFailed(str(error)) from None
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+    return str(error).splitlines()[0]

@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import trio
-from pydantic import ValidationError, validate_call
 
 from node.bookkeeper import Bookkeeper
 from node.bootstrap import BootstrapKeeper
 from node.config import NodeConfig
 from node.directory import Directory
+from node.ledger_operations import LedgerOperations
 from node.models import ModelError, ModelStore
 from node.network import Network
-from node.operations import OPERATIONS, STREAMED, Json, OperationFailed
+from node.operations import OPERATIONS, STREAMED, Json, Method, OperationFailed, dispatch
 from node.services import Services
 from node.version import VERSION
-from protocol.errors import ProtocolError, Refused
 from protocol.ids import NodeId, parse_peer_id, peer_id
 from protocol.pricing import format_credits, parse_credits
 
@@ -52,18 +51,15 @@ class NodeOperations:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._began = time.monotonic()
-        self._methods: dict[str, Callable[..., Awaitable[Json]]] = {
+        self._ledger = LedgerOperations(parts.bookkeeper, parts.network.node)
+        self._methods: dict[str, Method] = {
             "status": self.status,
             "peers": self.peers,
             "realms": self.realms,
             "models.list": self.models_list,
             "models.rm": self.models_rm,
-            "ledger.balance": self.ledger_balance,
-            "ledger.history": self.ledger_history,
-            "ledger.show": self.ledger_show,
-            "ledger.verify": self.ledger_verify,
+            **self._ledger.methods,
             "ledger.settle": self.ledger_settle,
-            "federation.show": self.federation_show,
             "federation.grant": self.federation_grant,
             "stop": self.stop,
         }
@@ -71,14 +67,9 @@ class NodeOperations:
 
     async def call(self, name: str, arguments: Json) -> Json:
         """Run one operation. Raises `OperationFailed`."""
-        method = self._methods.get(name)
-        if method is None:
-            raise OperationFailed(f"there is no operation {name!r}; there are {', '.join(OPERATIONS)}")
         try:
-            return await validate_call(method)(**arguments)
-        except (ValidationError, TypeError) as error:
-            raise OperationFailed(f"{name} takes {OPERATIONS[name].split(':')[0]}: {_first_line(error)}") from None
-        except (Refused, ProtocolError, ModelError) as error:
+            return await dispatch(self._methods, name, arguments)
+        except ModelError as error:
             raise OperationFailed(str(error)) from None
 
     async def stream(self, name: str, arguments: Json) -> AsyncIterator[Json]:
@@ -109,7 +100,7 @@ class NodeOperations:
             "uptime_seconds": round(time.monotonic() - self._began),
             "addresses": list(parts.network.addresses()),
             "federation": {"id": parts.bookkeeper.federation.hex(), "name": parts.bookkeeper.genesis.name},
-            "balance": await self.ledger_balance(),
+            "balance": await self._ledger.ledger_balance(),
             "peers": len(peers),
             "bootstrap": asdict(parts.bootstrap.state()),
             "serving": [self._serving(service) for service in parts.services],
@@ -149,7 +140,7 @@ class NodeOperations:
             "connected": connection is not None,
             "connected_seconds": round(connection.connected_seconds) if connection else 0,
             "addresses": list(known.offer.addresses if known else connection.addresses if connection else ()),
-            "same_federation": bool(known) and known.federation == self._parts.bookkeeper.federation,
+            "same_federation": known is not None and known.federation == self._parts.bookkeeper.federation,
             "models": [self._offered(node, model) for model in models],
         }
 
@@ -208,51 +199,13 @@ class NodeOperations:
             except ModelError as error:
                 await send.send({"error": {"message": str(error)}, "done": True})
 
-    # --- the ledger ----------------------------------------------------------------------------------
-
-    async def ledger_balance(self, account: str = "") -> Json:
-        """An account's balance; this node's own if none is named."""
-        node = parse_peer_id(account) if account else self._parts.network.node
-        balance = asdict(await self._parts.bookkeeper.balance(node))
-        texts = {f"{key}_text": format_credits(value) for key, value in balance.items() if isinstance(value, int)}
-        return {"account": peer_id(node)} | balance | texts
-
-    async def ledger_history(self, limit: int = 20, before: str = "") -> Json:
-        """The newest entries first."""
-        return {"entries": await self._parts.bookkeeper.history(limit, before)}
-
-    async def ledger_show(self, id: str) -> Json:
-        """One entry, explained."""
-        return await self._parts.bookkeeper.show(id)
-
-    async def ledger_verify(self, signatures: bool = False) -> Json:
-        """Check the whole local ledger."""
-        return asdict(await self._parts.bookkeeper.verify(signatures))
+    # --- ledger and federation ----------------------------------------------------------------------
 
     async def ledger_settle(self) -> Json:
         """Close channels that owe this node, then fetch what is new."""
         closed = await self._parts.bookkeeper.close_idle(0)
         await self._parts.bookkeeper.sync()
         return {"closed": closed}
-
-    # --- the federation ------------------------------------------------------------------------------
-
-    async def federation_show(self) -> Json:
-        """The constitution, and this node's part in it."""
-        bookkeeper = self._parts.bookkeeper
-        genesis = bookkeeper.genesis
-        return {
-            "id": bookkeeper.federation.hex(),
-            "name": genesis.name,
-            "created_ms": genesis.created_ms,
-            "witnesses": [peer_id(NodeId(key)) for key in genesis.witnesses],
-            "faults": genesis.faults,
-            "issuers": [bytes(key).hex() for key in genesis.issuers],
-            "supply_cap": genesis.supply_cap,
-            "supply_cap_text": format_credits(genesis.supply_cap),
-            "witness": bookkeeper.is_witness,
-            "issuer": bookkeeper.is_issuer,
-        }
 
     async def federation_grant(self, to: str, credits: str) -> Json:
         """Issue credits to a node."""
@@ -263,10 +216,3 @@ class NodeOperations:
         amount = parse_credits(credits)
         entry = await self._parts.bookkeeper.grant(parse_peer_id(to), amount)
         return {"to": to, "amount": amount, "amount_text": format_credits(amount), "id": entry}
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
-    return str(error).splitlines()[0]

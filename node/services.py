@@ -60,9 +60,13 @@ class ModelService:
 class Services:
     """All of them."""
 
-    def __init__(self, services: Sequence[ModelService], *, free: bool) -> None:
-        self._services = tuple(services)
+    def __init__(self, services: Sequence[ModelService] = (), *, free: bool) -> None:
+        self._services = list(services)
         self._free = free
+
+    def add(self, service: ModelService) -> None:
+        """Serve one more, now that its engine is loaded."""
+        self._services.append(service)
 
     def __iter__(self) -> Iterator[ModelService]:
         return iter(self._services)

@@ -1,0 +1,240 @@
+"""The composition root: the only place where the node is put together.
+
+Rule: everything is built here in the order of its dependencies and ends in the reverse order: the gateway first, so
+that nothing new comes in; then announcer, network and queries; then the engines; the ledger last, so that whatever
+was still paid is written. A part that fails for good ends the node with a sentence that names the fix.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import signal
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from node.announcer import Announcer
+from node.bookkeeper import LedgerDamaged, Settings
+from node.bootstrap import BootstrapError, BootstrapKeeper, BootstrapPeer, parse_bootstrap_address, read_bootstrap_file
+from node.config import NodeConfig, RealmSection
+from node.directory import Directory
+from node.engines.process import EngineStartError, ProcessEngine
+from node.facts import NodeFacts
+from node.federation import FederationError
+from node.gateway.http import Gateway, GatewayError
+from node.gateway.keys import KeysError
+from node.identity import IdentityError, load_or_create_identity
+from node.ledger_service import LedgerService, open_bookkeeper
+from node.libp2p_host import Libp2pNetwork
+from node.logs import start_logging
+from node.loopback import loopback_pair
+from node.models import ModelError, ModelStore
+from node.network import NetworkError, RecordRules, Stream
+from node.nurseries import one_error
+from node.operator import NodeOperations, Parts
+from node.paths import DataFolderError, exclusive, models_folder
+from node.requester import Requester
+from node.router import Router
+from node.scheduler import Scheduler
+from node.services import ModelService, Services
+from node.store import StoreError
+from node.worker import Worker
+from protocol import params
+from protocol.ids import NodeId, parse_peer_id, peer_id, short
+from protocol.offers import newest_record, record_valid
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus
+
+log = logging.getLogger("mtor.node")
+
+NAMED_FAILURES = (
+    BootstrapError,
+    DataFolderError,
+    EngineStartError,
+    FederationError,
+    GatewayError,
+    IdentityError,
+    KeysError,
+    LedgerDamaged,
+    ModelError,
+    NetworkError,
+    StoreError,
+)  # each carries a message that names the fix
+
+BUNDLED_BOOTSTRAP = Path(__file__).resolve().parent.parent / "bootstrap_peers.txt"
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How `mtor up` was called, beside the configuration."""
+
+    data: Path
+    bootstrap: tuple[str, ...] = ()  # more peers, for this run
+
+
+def run_node(config: NodeConfig, launch: Launch) -> int:
+    """Run a node until it is told to stop; the process's exit code."""
+    try:
+        with exclusive(launch.data):
+            start_logging(config.log, launch.data)
+            with one_error():
+                trio.run(partial(Node(config, launch).run), strict_exception_groups=True)
+    except NAMED_FAILURES as error:
+        print(f"mtor: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+def now_ms() -> int:
+    """Unix time in milliseconds: the one clock that the wire knows."""
+    return time.time_ns() // 1_000_000
+
+
+class Node:
+    """All parts of one node."""
+
+    def __init__(self, config: NodeConfig, launch: Launch) -> None:
+        data = launch.data
+        identity = load_or_create_identity(data)
+        blocked = frozenset(parse_peer_id(text) for text in config.blocked_peers)
+        self._config = config
+        self._models = ModelStore(models_folder(data))
+        self._folders = [(section, self._models.find(section.model)) for section in config.realms]
+        self._network = Libp2pNetwork(
+            identity.seed,
+            RecordRules(record_valid, newest_record),
+            listen=config.node.listen,
+            announce=config.node.announce,
+            gossip=config.node.gossip,
+            dht=config.node.dht,
+            max_connections=config.node.max_connections,
+            blocked=blocked,
+        )
+        self._node = identity.node
+        self._directory = Directory(identity.node, now_ms, blocked)
+        self._bootstrap = BootstrapKeeper(self._network, _bootstrap_peers(config, launch), random.Random())
+        self._bookkeeper = open_bookkeeper(
+            data,
+            config.node.name or f"home of {short(identity.node)}",
+            identity.signer,
+            self._network,
+            self._directory.addresses,
+            Settings(config.spend.hold, config.spend.close_after_seconds * params.SECONDS),
+        )
+        self._ledger = LedgerService(self._bookkeeper, self._network)
+        self._services = Services(free=config.free.tokens_per_day > 0)
+        self._worker = Worker(identity.node, self._services, self._bookkeeper, config.free, now_ms)
+        self._announcer = Announcer(
+            self._network,
+            self._directory,
+            identity.signer,
+            self._bookkeeper.federation,
+            self._services.offers,
+            now_ms,
+            use_gossip=config.node.gossip,
+            use_dht=config.node.dht,
+        )
+        requester = Requester(identity.node, self._open_stream, self._bookkeeper, now_ms)
+        router = Router(self._directory, requester, self._announcer.seek_now)
+        operations = NodeOperations(
+            Parts(
+                config,
+                self._network,
+                self._bootstrap,
+                self._directory,
+                self._services,
+                self._bookkeeper,
+                self._models,
+                self.stop,
+                self._problems,
+            )
+        )
+        facts = NodeFacts(self._network, self._directory, self._services, self._bookkeeper)
+        self._gateway = Gateway(config.gateway, data, router, operations, facts)
+        self._scope = trio.CancelScope()
+        self._local: trio.Nursery | None = None
+        self._loading: list[str] = []
+
+    def stop(self) -> None:
+        """End the node in order."""
+        self._scope.cancel()
+
+    async def run(self) -> None:
+        """Run until `stop`, a signal, or a failure of a part."""
+        async with trio.open_nursery() as books:
+            await books.start(self._bookkeeper.run)
+            with self._scope:
+                books.start_soon(self._watch_signals)
+                async with trio.open_nursery() as nursery:
+                    await self._start(nursery)
+            log.info("stopped")
+            books.cancel_scope.cancel()
+
+    async def _start(self, nursery: trio.Nursery) -> None:
+        self._local = nursery
+        await nursery.start(self._network.run)
+        self._network.serve(params.QUERY_PROTOCOL, self._worker.serve)
+        await nursery.start(self._ledger.run)
+        await nursery.start(self._announcer.run)
+        nursery.start_soon(self._bootstrap.run)
+        url = await nursery.start(self._gateway.run)
+        log.info("node %s", peer_id(self._node))
+        log.info("listening on %s", ", ".join(self._network.addresses()))
+        log.info("asking: %s/v1 (OpenAI-compatible)", url)
+        for section, folder in self._folders:
+            self._loading.append(folder.name)
+            nursery.start_soon(self._serve_model, section, ProcessEngine(folder, section.device, section.threads))
+
+    async def _serve_model(self, section: RealmSection, engine: ProcessEngine) -> None:
+        """Load a model, then offer it for as long as the node runs."""
+        async with trio.open_nursery() as nursery:
+            await nursery.start(engine.run)
+            self._services.add(ModelService(section, engine, Scheduler(section.slots, section.queue)))
+            self._loading.remove(engine.info.name)
+            log.info("serving %s with %s on %s", section.realm, engine.info.name, engine.info.device.kind)
+
+    async def _open_stream(self, node: NodeId) -> Stream:
+        """A query stream; to the own node one that stays inside this process."""
+        if node != self._node:
+            return await self._network.open_stream(node, params.QUERY_PROTOCOL, self._directory.addresses(node))
+        asker, worker = loopback_pair(node)
+        assert self._local is not None
+        self._local.start_soon(self._worker.serve, worker)
+        return asker
+
+    async def _watch_signals(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Ctrl-C and a polite kill end the node in order; the second time at once."""
+        wanted = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+        with trio.open_signal_receiver(*wanted) as signals:
+            async for number in signals:
+                log.info("signal %s: stopping", signal.Signals(number).name)
+                self.stop()
+                for again in wanted:
+                    with suppress(ValueError):
+                        signal.signal(again, signal.SIG_DFL)
+                return
+
+    def _problems(self) -> tuple[str, ...]:
+        """What is wrong now, with the fix."""
+        problems = [f"{name} is still being loaded" for name in self._loading]
+        state = self._bootstrap.state()
+        if state.known and not state.reachable:
+            problems.append(f"no bootstrap peer can be reached (last error: {state.last_error}); see `mtor doctor`")
+        return tuple(problems)
+
+
+def _bootstrap_peers(config: NodeConfig, launch: Launch) -> list[BootstrapPeer]:
+    """The configured list, or the bundled one; and what this run adds."""
+    path = config.node.bootstrap or (BUNDLED_BOOTSTRAP if BUNDLED_BOOTSTRAP.exists() else None)
+    listed = list(read_bootstrap_file(path)) if path else []
+    return listed + [parse_bootstrap_address(address, "--bootstrap") for address in launch.bootstrap]

@@ -1,0 +1,115 @@
+"""Talking to the node that runs on a data folder.
+
+Rule: standard library alone, so that `mtor ask` starts at once. Where the node listens and what its token is stand in
+files of the data folder; a file left by a dead node is recognised as such.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+Json = dict[str, Any]
+TIMEOUT_SECONDS = 600.0  # between two pieces of an answer; the node's own limits are far below
+
+
+class NoNode(RuntimeError):
+    """No node runs on this data folder."""
+
+
+class NodeRefused(RuntimeError):
+    """The node said no; the message is its own. `status` is HTTP's."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class NodeClient:
+    """One running node's local API."""
+
+    def __init__(self, data: Path) -> None:
+        self._data = data
+        try:
+            facts = json.loads((data / "gateway.json").read_text())
+            self.url: str = facts["url"]
+            self.pid: int = facts["pid"]
+            self._token = (data / "admin.token").read_text().strip()
+        except (OSError, ValueError, KeyError):
+            raise NoNode(f"no node is running on {data}; start one with `mtor up`") from None
+        if not _alive(self.pid):
+            raise NoNode(f"the node that ran on {data} is gone (process {self.pid}); start it again with `mtor up`")
+
+    def call(self, name: str, arguments: Json | None = None) -> Json:
+        """One operation. Raises `NodeRefused` or `NoNode`."""
+        response = self._post(f"/mtor/v1/{name}", arguments or {})
+        answer: Json = _decoded(response)
+        return answer
+
+    def stream(self, name: str, arguments: Json) -> Iterator[Json]:
+        """A streamed operation's progress. Raises `NodeRefused` or `NoNode`."""
+        for line in self._post(f"/mtor/v1/{name}", arguments):
+            progress = json.loads(line)
+            if "error" in progress:
+                raise NodeRefused(400, progress["error"]["message"])
+            yield progress
+
+    def chat(self, body: Json) -> Iterator[Json]:
+        """A streamed chat completion's chunks. Raises `NodeRefused`, also for an error in mid-stream."""
+        whole = False
+        for line in self._post("/v1/chat/completions", body | {"stream": True}):
+            data = line.decode().strip().removeprefix("data: ")
+            if data == "[DONE]":
+                whole = True
+            elif data.startswith("{"):
+                chunk = json.loads(data)
+                if "error" in chunk:
+                    raise NodeRefused(502, chunk["error"]["message"])
+                yield chunk
+        if not whole:
+            raise NodeRefused(502, "the answer broke off: the node ended")
+
+    def _post(self, path: str, body: Json) -> http.client.HTTPResponse:
+        parts = urlsplit(self.url)
+        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT_SECONDS)
+        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        try:
+            connection.request("POST", path, json.dumps(body), headers)
+            response = connection.getresponse()
+        except OSError as error:
+            raise NoNode(f"the node at {self.url} does not answer ({error}); see `mtor doctor`") from None
+        if response.status != 200:
+            raise NodeRefused(response.status, _message(response))
+        return response
+
+
+def _decoded(response: http.client.HTTPResponse) -> Json:
+    answer: Json = json.loads(response.read())
+    return answer
+
+
+def _message(response: http.client.HTTPResponse) -> str:
+    body = response.read()
+    try:
+        message: str = json.loads(body)["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {response.status}: {body[:200].decode(errors='replace')}"
+    return message
+
+
+def _alive(pid: int) -> bool:
+    """True if a process with this id exists."""
+    if os.name == "nt":
+        return True  # a signal would end it there; connecting tells
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,63 @@
+"""What the gateway tells without a query: models on offer, readiness, gauges.
+
+Rule: derived from the owners of the state at the moment of asking; nothing is kept here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from node.bookkeeper import Bookkeeper
+from node.directory import Directory
+from node.gateway.ports import ModelFacts
+from node.network import Network
+from node.services import Services
+from protocol.params import MICRO
+
+
+class NodeFacts:
+    """The `GatewayFacts` of a running node."""
+
+    def __init__(self, network: Network, directory: Directory, services: Services, bookkeeper: Bookkeeper) -> None:
+        self._network = network
+        self._directory = directory
+        self._services = services
+        self._bookkeeper = bookkeeper
+
+    async def models(self) -> list[ModelFacts]:
+        """Each model that somebody offers with a slot, once."""
+        workers: Counter[tuple[str, str]] = Counter()
+        context: dict[tuple[str, str], int] = {}
+        for known in self._directory.offers():
+            for model in known.offer.models:
+                if model.slots:
+                    key = (str(model.realm), model.model)
+                    workers[key] += 1
+                    context[key] = max(context.get(key, 0), model.context_tokens)
+        return [ModelFacts(*key, workers[key], context[key]) for key in sorted(workers)]
+
+    async def readiness(self) -> tuple[bool, str]:
+        """Ready when a query could be answered by somebody."""
+        if await self.models():
+            return True, ""
+        own = list(self._services)
+        if own:
+            return False, "the models of this node are being loaded"
+        if not self._network.peers():
+            return False, "no peer is connected and this node serves no model; see `mtor doctor`"
+        return False, "no connected peer offers a model yet"
+
+    async def gauges(self) -> Mapping[str, float]:
+        """Figures of now."""
+        balance = await self._bookkeeper.balance()
+        return {
+            "mtor_peers": len(self._network.peers()),
+            "mtor_offers": len(self._directory.offers()),
+            "mtor_engine_busy_slots": sum(service.scheduler.busy for service in self._services),
+            "mtor_engine_queued_queries": sum(service.scheduler.queued for service in self._services),
+            "mtor_engine_restarts": sum(service.engine.stats().restarts for service in self._services),
+            "mtor_balance_credits": balance.balance / MICRO,
+            "mtor_held_credits": balance.held / MICRO,
+            "mtor_pending_credits": balance.pending / MICRO,
+        }
