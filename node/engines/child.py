@@ -4,16 +4,20 @@ Rule: commands come in on stdin, events go out on stdout, both as frames of msgp
 written to that pipe. Commands are looked at between tokens. When stdin ends, the parent is gone, and this process
 ends with it.
 
-    python -m node.engines.child FOLDER DEVICE THREADS
+    python -m node.engines.child FOLDER DEVICE THREADS SLOTS
 """
 
 from __future__ import annotations
 
 import os
 import queue
+import signal
 import sys
 import threading
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,10 +47,11 @@ class Pipe:
 
 
 class Loop:
-    """Runs sequences in turn, one step each, and obeys commands in between."""
+    """Runs sequences in turn, one step each, and obeys commands in between. The oldest `slots` of them run."""
 
-    def __init__(self, model: ChatModel, pipe: Pipe, commands: queue.Queue[list[Any]]) -> None:
+    def __init__(self, model: ChatModel, slots: int, pipe: Pipe, commands: queue.Queue[list[Any]]) -> None:
         self._model = model
+        self._slots = slots
         self._pipe = pipe
         self._commands = commands
         self._sequences: dict[int, Sequence] = {}
@@ -59,7 +64,7 @@ class Loop:
     def run(self) -> None:
         """For ever; the process ends when the parent does."""
         while True:
-            runnable = [key for key, sequence in self._sequences.items() if sequence.runnable]
+            runnable = [key for key, sequence in islice(self._sequences.items(), self._slots) if sequence.runnable]
             self._obey(wait=not runnable)
             for key in runnable:
                 self._step(key)
@@ -83,45 +88,46 @@ class Loop:
     def _cancel(self, key: int) -> None:
         if key in self._sequences:
             self._sequences[key].cancel()
+            self._step(key)  # at once: it may be waiting behind the slots
 
     def _step(self, key: int) -> None:
         sequence = self._sequences.get(key)
         if sequence is None:
             return
         with self._reported(key):
-            for event in sequence.step():
+            events = list(sequence.step())
+            for event in events:
                 self._send(key, event)
-        if sequence.finished:
-            self._sequences.pop(key, None)
-        else:
-            self._pipe.send("alive")
+            if not events:
+                self._pipe.send("alive")
+            if sequence.finished:
+                del self._sequences[key]
 
     def _send(self, key: int, event: EngineEvent) -> None:
         self._pipe.send(*_event_frame(key, event))
 
-    def _reported(self, key: int) -> _Reported:
-        return _Reported(self._pipe, self._sequences, key)
+    @contextmanager
+    def _reported(self, key: int) -> Iterator[None]:
+        """One query's error is reported and costs no other query, unless the process is no longer sound."""
+        try:
+            yield
+        except EngineError as error:
+            self._fail(key, error.code, error.message)
+        except Exception as error:
+            print(f"a query failed: {_where(error)}", file=sys.stderr, flush=True)
+            if isinstance(error, MemoryError) or self._model.device.type != "cpu":
+                raise SystemExit(1) from None  # memory is short, or the card may be in any state: start afresh
+            self._fail(key, ErrorCode.ENGINE_FAILED, f"{type(error).__name__} in the model")
+
+    def _fail(self, key: int, code: ErrorCode, message: str) -> None:
+        self._sequences.pop(key, None)
+        self._pipe.send("failed", key, int(code), message)
 
 
-class _Reported:
-    """One query's error is reported and costs no other query. Memory errors end the process: a fresh one is sounder."""
-
-    def __init__(self, pipe: Pipe, sequences: dict[int, Sequence], key: int) -> None:
-        self._pipe, self._sequences, self._key = pipe, sequences, key
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        if error is None or not isinstance(error, Exception) or isinstance(error, MemoryError):
-            return False
-        self._sequences.pop(self._key, None)
-        code = error.code if isinstance(error, EngineError) else ErrorCode.ENGINE_FAILED
-        text = error.message if isinstance(error, EngineError) else f"{type(error).__name__} in the model"
-        self._pipe.send("failed", self._key, int(code), text)
-        if not isinstance(error, EngineError):
-            print(f"query failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        return True
+def _where(error: Exception) -> str:
+    """Kind and place. Not the message: it may hold what somebody wrote."""
+    frame_summary = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} at {frame_summary.filename}:{frame_summary.lineno}"
 
 
 def _event_frame(key: int, event: EngineEvent) -> tuple[Any, ...]:
@@ -143,8 +149,10 @@ def _read_commands(stream: BinaryIO, commands: queue.Queue[list[Any]]) -> None:
     os._exit(0)
 
 
-def _memory_mib() -> int:
-    """Peak resident memory of this process; 0 where the platform does not say."""
+def _memory_mib(model: ChatModel) -> int:
+    """What the model takes: of the card, or of this process's memory; 0 where the platform does not say."""
+    if model.device.type == "cuda":
+        return model.card_memory_mib()
     try:
         import resource
     except ImportError:
@@ -153,8 +161,9 @@ def _memory_mib() -> int:
     return peak // 2**20 if sys.platform == "darwin" else peak // 2**10
 
 
-def main(folder: str, device: str, threads: str) -> None:
+def main(folder: str, device: str, threads: str, slots: str) -> None:
     """Load, say so, serve."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches us too; the parent decides
     pipe = Pipe(os.fdopen(os.dup(sys.stdout.fileno()), "wb"))
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # a library's stray print must not become a frame
     commands: queue.Queue[list[Any]] = queue.Queue()
@@ -163,12 +172,11 @@ def main(folder: str, device: str, threads: str) -> None:
         model = ChatModel(Path(folder), device, int(threads))
     except Exception as error:
         pipe.send("broken", f"{type(error).__name__}: {error}")
-        raise
+        raise SystemExit(1) from error
     about = model.describe_device()
-    pipe.send(
-        "loaded", model.context_tokens, about.kind, about.name, about.vram_mib, about.compute_capability, _memory_mib()
-    )
-    Loop(model, pipe, commands).run()
+    facts = (about.kind, about.name, about.vram_mib, about.compute_capability)
+    pipe.send("loaded", model.context_tokens, *facts, _memory_mib(model))
+    Loop(model, int(slots), pipe, commands).run()
 
 
 if __name__ == "__main__":

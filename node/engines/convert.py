@@ -16,10 +16,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 
 def convert(gguf: Path, folder: Path) -> None:
     """Write `folder` from `gguf`, weights in bf16."""
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     source: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # A model that was loaded from a GGUF refuses save_pretrained; a fresh one with its weights does not.
@@ -34,4 +36,6 @@ def convert(gguf: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    if hasattr(os, "nice"):
+        os.nice(10)  # half a minute of all cores: what the node answers meanwhile comes first
     convert(Path(sys.argv[1]), Path(sys.argv[2]))

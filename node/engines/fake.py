@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import trio
 
-from node.engines.port import EngineError, EngineEvent, EngineStats, Finished, ModelInfo, Piece, Prompted
+from node.engines.port import EngineError, EngineEvent, EngineStats, Finished, ModelInfo, Piece, Prompted, check_roles
 from protocol.errors import ErrorCode
 from protocol.messages import ChatRequest, Device
 
@@ -46,6 +46,7 @@ class FakeGeneration:
 
     async def events(self) -> AsyncGenerator[EngineEvent, None]:
         """See `Generation`."""
+        check_roles(self.request)
         units_in = sum(len(turn.text.split()) + 1 for turn in self.request.turns) + len(self.prefix.split())
         yield Prompted(units_in)
         first = self.prefix.count(" ")

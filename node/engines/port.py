@@ -24,6 +24,15 @@ class EngineError(Exception):
         self.message = message
 
 
+def check_roles(request: ChatRequest) -> None:
+    """What every engine asks of a request. Raises `EngineError`."""
+    strange = {turn.role for turn in request.turns} - {"system", "user", "assistant"}
+    if strange:
+        raise EngineError(
+            ErrorCode.INVALID_REQUEST, f"roles are system, user and assistant, not {', '.join(sorted(strange))}"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What was loaded."""
@@ -80,7 +89,7 @@ class Generation(Protocol):
 
     async def grant(self, total_units_out: int) -> None:
         """Allow output up to this many tokens in all. Before the first grant only the prompt is processed.
-        A lower total than before changes nothing."""
+        A lower total than before changes nothing. A crash is told by `events`, not here."""
 
     async def cancel(self) -> None:
         """Stop at the next token; the events end with Finished("cancelled")."""

@@ -24,6 +24,7 @@ import msgpack
 import trio
 
 from node.engines.port import EngineError, EngineEvent, EngineStats, Finished, ModelInfo, Piece, Prompted
+from node.nurseries import one_error
 from protocol.codec import encode
 from protocol.errors import ErrorCode, Malformed
 from protocol.framing import FrameReader, frame
@@ -38,7 +39,8 @@ log = logging.getLogger("mtor.engine")
 PIPE_FRAME_BYTES = 2 * MAX_FRAME_BYTES
 FIRST_RESTART_SECONDS = 0.5
 MOST_RESTART_SECONDS = 60.0
-HANG_SECONDS = 90.0  # without a sign of life while there is work; one step never takes that long
+HANG_SECONDS = 60.0  # without a sign of life while there is work; one step (a token, 256 of a prompt) is far shorter
+LOAD_SECONDS = 900.0  # the largest models from a slow disk
 SPEED_MEMORY = 0.3  # weight of the newest answer in the measured speed
 
 
@@ -60,12 +62,13 @@ class ProcessGeneration:
     """One answer from the child."""
 
     key: int
-    engine: ProcessEngine
+    child: _Child
     send: trio.MemorySendChannel[EngineEvent | EngineError]
     receive: trio.MemoryReceiveChannel[EngineEvent | EngineError]
     granted: int = 0
     produced: int = 0
-    prefilling: bool = True
+    prompted: bool = False
+    cancelling: bool = False
     first_at: float = 0.0
     ended: bool = False
 
@@ -75,40 +78,61 @@ class ProcessGeneration:
             if isinstance(event, EngineError):
                 raise event
             yield event
+            if isinstance(event, Finished):
+                return
 
     async def grant(self, total_units_out: int) -> None:
         """See `Generation`."""
-        if total_units_out > self.granted:
+        if total_units_out > self.granted and not self.ended:
             self.granted = total_units_out
-            await self.engine.command("grant", self.key, total_units_out)
+            await self.child.command("grant", self.key, total_units_out)
 
     async def cancel(self) -> None:
         """See `Generation`."""
-        if not self.ended:
-            await self.engine.command("cancel", self.key)
+        if not (self.ended or self.cancelling):
+            self.cancelling = True
+            await self.child.command("cancel", self.key)
 
     @property
     def at_work(self) -> bool:
         """True while the child owes an event."""
-        return not self.ended and (self.produced == 0 or self.produced < self.granted)
+        return not self.ended and (not self.prompted or self.cancelling or self.produced < self.granted)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Child:
     """One life of the child process."""
 
     process: trio.Process
+    loaded: bool = False
     generations: dict[int, ProcessGeneration] = field(default_factory=dict)
     heard_at: float = field(default_factory=time.monotonic)
     sending: trio.Lock = field(default_factory=trio.Lock)
 
+    async def command(self, *parts: Any) -> None:
+        """Send one command. Nothing happens if the child is gone: `events` tells that."""
+        assert self.process.stdin is not None
+        data = frame(msgpack.packb(parts))
+        async with self.sending:
+            # A frame goes out whole, or the child would read the next one wrongly. It always reads, or is ended.
+            with trio.CancelScope(shield=True), contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await self.process.stdin.send_all(data)
+
 
 class ProcessEngine:
-    """The `Engine` port over `node.engines.child`."""
+    """The `Engine` port over `node.engines.child`. `threads` 0 lets torch choose; `slots` answers run at once."""
 
-    def __init__(self, model: ModelFolder, device: str = "auto", threads: int = 0) -> None:
+    def __init__(
+        self,
+        model: ModelFolder,
+        device: str = "auto",
+        threads: int = 0,
+        slots: int = 4,
+        hang_seconds: float = HANG_SECONDS,
+    ) -> None:
         self._model = model
-        self._command = [sys.executable, "-m", "node.engines.child", str(model.path), device, str(threads)]
+        self._command = [sys.executable, "-m", "node.engines.child", str(model.path), device, str(threads), str(slots)]
+        self._hang_seconds = hang_seconds
         self._child: _Child | None = None
         self._info: ModelInfo | None = None
         self._keys = 0
@@ -149,30 +173,15 @@ class ProcessEngine:
         self._keys += 1
         # No bound is needed here: the child never has more out than was granted.
         send, receive = trio.open_memory_channel[EngineEvent | EngineError](math.inf)
-        generation = ProcessGeneration(self._keys, self, send, receive)
+        generation = ProcessGeneration(self._keys, child, send, receive)
         child.generations[generation.key] = generation
         try:
-            await self.command("generate", generation.key, encode(request), prefix)
+            await child.command("generate", generation.key, encode(request), prefix)
             yield generation
         finally:
             child.generations.pop(generation.key, None)
-            if not generation.ended:
-                with trio.CancelScope(shield=True), contextlib.suppress(EngineError):
-                    await generation.cancel()
-
-    async def command(self, *parts: Any) -> None:
-        """Send one command to the child. Raises `EngineError` if it is gone."""
-        child = self._child
-        if child is None:
-            raise EngineError(ErrorCode.ENGINE_FAILED, "the engine crashed")
-        assert child.process.stdin is not None
-        data = frame(msgpack.packb(parts))
-        try:
-            async with child.sending:
-                with trio.CancelScope(shield=True):  # a frame goes out whole
-                    await child.process.stdin.send_all(data)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            raise EngineError(ErrorCode.ENGINE_FAILED, "the engine crashed") from None
+            with trio.CancelScope(shield=True):
+                await generation.cancel()
 
     # --- the service ---------------------------------------------------------------------------------
 
@@ -181,7 +190,8 @@ class ProcessEngine:
         pause = FIRST_RESTART_SECONDS
         while True:
             began = time.monotonic()
-            await self._one_life(task_status if self._info is None else trio.TASK_STATUS_IGNORED)
+            with one_error():
+                await self._one_life(task_status if self._info is None else trio.TASK_STATUS_IGNORED)
             if time.monotonic() - began > MOST_RESTART_SECONDS:
                 pause = FIRST_RESTART_SECONDS
             self._restarts += 1
@@ -204,9 +214,7 @@ class ProcessEngine:
         finally:
             self._child = None
             self._fail_all(child)
-            process.kill()
-            with trio.CancelScope(shield=True):
-                await process.wait()
+            await _end(process)
 
     async def _listen(self, child: _Child, task_status: TaskStatus[None]) -> None:
         """Take the child's frames until its end."""
@@ -230,8 +238,8 @@ class ProcessEngine:
             if self._info is None:
                 raise EngineStartError(f"{self._model.name} cannot be loaded: {values[0]}")
             log.error("%s cannot be loaded again: %s", self._model.name, values[0])
-        generation = child.generations.get(values[0]) if values else None
         event = _event(name, values)
+        generation = child.generations.get(values[0]) if event is not None else None
         if generation is not None and event is not None:
             self._note(child, generation, event)
             generation.send.send_nowait(event)
@@ -242,10 +250,12 @@ class ProcessEngine:
         about = Device(kind, device, vram, capability)
         self._info = ModelInfo(self._model.name, self._model.digest, context, about, mib)
         self._child = child
+        child.loaded = True
         log.info("%s is loaded on %s (%s)", self._model.name, kind, device)
 
     def _note(self, child: _Child, generation: ProcessGeneration, event: EngineEvent | EngineError) -> None:
         """Keep count: what was produced, and how fast."""
+        generation.prompted = True
         if isinstance(event, Piece):
             generation.first_at = generation.first_at or time.monotonic()
             generation.produced = event.units_out
@@ -257,13 +267,14 @@ class ProcessEngine:
             self._speed = speed if not self._speed else (1 - SPEED_MEMORY) * self._speed + SPEED_MEMORY * speed
 
     async def _watch(self, child: _Child) -> None:
-        """End a child that owes events and gives no sign of life."""
+        """End a child that owes something and gives no sign of life."""
         while True:
-            await trio.sleep(HANG_SECONDS / 10)
-            busy = any(generation.at_work for generation in child.generations.values())
+            patience = self._hang_seconds if child.loaded else LOAD_SECONDS
+            await trio.sleep(self._hang_seconds / 10)
+            busy = not child.loaded or any(generation.at_work for generation in child.generations.values())
             if not busy:
                 child.heard_at = time.monotonic()
-            elif time.monotonic() - child.heard_at > HANG_SECONDS:
+            elif time.monotonic() - child.heard_at > patience:
                 log.error("engine of %s hangs; it is ended", self._model.name)
                 child.process.kill()
                 return
@@ -273,6 +284,16 @@ class ProcessEngine:
             generation.ended = True
             generation.send.send_nowait(EngineError(ErrorCode.ENGINE_FAILED, "the engine crashed"))
         child.generations.clear()
+
+
+async def _end(process: trio.Process) -> None:
+    """Kill and reap. All of its memory, the card's too, is free afterwards."""
+    process.kill()
+    with trio.CancelScope(shield=True):
+        await process.wait()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        assert pipe is not None
+        await trio.aclose_forcefully(pipe)
 
 
 def _event(name: str, values: list[Any]) -> EngineEvent | EngineError | None:

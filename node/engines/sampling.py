@@ -1,17 +1,21 @@
 """The next token from logits.
 
 Rule: penalties, then temperature, then top-k, then top-p, in the order that other servers use, so that the same
-parameters mean the same. Temperature 0 is greedy and needs no randomness.
+parameters mean the same. Temperature 0 is greedy and needs no randomness. With a seed, the random number of an
+answer's token depends on the seed and the token's place alone, so that a continuation draws what the whole would have.
 """
 
 from __future__ import annotations
 
+import random
 import secrets
 from dataclasses import dataclass
 
 import torch
 
 from protocol.messages import ChatRequest
+
+FEW_TOKENS = 512  # nearly always hold the share that top_p asks for
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +49,7 @@ class Sampler:
 
     def __init__(self, parameters: SamplingParameters, vocabulary: int, prompt: list[int], answered: list[int]) -> None:
         self._parameters = parameters
-        self._generator = torch.Generator()
-        # A continued answer must not repeat the random numbers that its first part used.
-        self._generator.manual_seed((parameters.seed + len(answered)) % 2**63)
+        self._place = len(answered)
         self._seen = torch.zeros(vocabulary, dtype=torch.bool)
         self._seen[torch.tensor(prompt + answered, dtype=torch.long)] = True
         self._counts = torch.bincount(torch.tensor(answered, dtype=torch.long), minlength=vocabulary).float()
@@ -58,6 +60,7 @@ class Sampler:
         token = self._greedy(scores) if self._parameters.temperature == 0 else self._sample(scores)
         self._seen[token] = True
         self._counts[token] += 1
+        self._place += 1
         return token
 
     def _penalised(self, scores: torch.Tensor) -> torch.Tensor:
@@ -75,10 +78,25 @@ class Sampler:
 
     def _sample(self, scores: torch.Tensor) -> int:
         p = self._parameters
-        kept = min(p.top_k or 1_024, scores.numel())  # what lies below the best 1,024 has no weight worth sorting
-        best, tokens = torch.topk(scores / p.temperature, kept)
-        probabilities = torch.softmax(best, dim=-1)
+        probabilities = torch.softmax(scores / p.temperature, dim=-1)
+        weights, tokens = _candidates(probabilities, p.top_k, p.top_p)
+        total = weights.cumsum(0)
         if p.top_p < 1.0:
-            before = probabilities.cumsum(0) - probabilities
-            probabilities[before > p.top_p] = 0.0
-        return int(tokens[torch.multinomial(probabilities, 1, generator=self._generator)])
+            whole = float(total[-1]) if p.top_k else 1.0
+            kept = int((total - weights < p.top_p * whole).sum())
+            total = total[: max(1, kept)]
+        drawn = random.Random(f"{p.seed}:{self._place}").random() * float(total[-1])
+        chosen = int(torch.searchsorted(total, drawn, right=True))
+        return int(tokens[min(chosen, len(total) - 1)])
+
+
+def _candidates(probabilities: torch.Tensor, top_k: int, top_p: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """(probabilities, tokens) to draw from: the best `top_k`, or, best first, enough to hold a share of `top_p`.
+    Sorting a whole vocabulary costs more than the few that matter."""
+    if not top_k and top_p >= 1.0:
+        return probabilities, torch.arange(len(probabilities))
+    best, tokens = torch.topk(probabilities, min(top_k or FEW_TOKENS, len(probabilities)))
+    if top_k or best.sum() >= top_p:
+        return best, tokens
+    ordered = torch.sort(probabilities, descending=True)
+    return ordered.values, ordered.indices

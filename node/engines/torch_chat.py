@@ -16,9 +16,11 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model is a folder on this disk; nothing is fetched here
 
 import torch
+from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.utils.logging import disable_progress_bar
 
-from node.engines.port import EngineError, EngineEvent, Finished, Piece, Prompted
+from node.engines.port import EngineError, EngineEvent, Finished, Piece, Prompted, check_roles
 from node.engines.sampling import Sampler, SamplingParameters
 from node.engines.text import Detokenizer, StopFilter
 from protocol.errors import ErrorCode
@@ -39,6 +41,7 @@ class ChatModel:
     """A loaded model and its tokenizer."""
 
     def __init__(self, folder: Path, device: str, threads: int) -> None:
+        disable_progress_bar()  # type: ignore[no-untyped-call]
         if threads:
             torch.set_num_threads(threads)
         self.device = _choose_device(device)
@@ -49,7 +52,8 @@ class ChatModel:
         self.model = model.eval().to(self.device)
         self.context_tokens = int(getattr(self.model.config, "max_position_embeddings", 2_048))
         self.stop_tokens = _stop_tokens(self.model, self.tokenizer)
-        self._special = tuple(token for token in self.tokenizer.all_special_tokens if token)
+        added = self.tokenizer.added_tokens_decoder.items()
+        self._control = frozenset(token for token, about in added if about.special) | self.stop_tokens
 
     def describe_device(self) -> Device:
         """What it runs on."""
@@ -59,47 +63,68 @@ class ChatModel:
         capability = properties.major * 10 + properties.minor
         return Device("cuda", properties.name, properties.total_memory // 2**20, capability)
 
+    def card_memory_mib(self) -> int:
+        """Memory of the card that the weights take; 0 on a CPU."""
+        return torch.cuda.memory_allocated(self.device) // 2**20 if self.device.type == "cuda" else 0
+
     def prompt(self, request: ChatRequest, prefix: str) -> Prompt:
         """The tokens of a conversation and of what was answered before. Raises `EngineError`."""
+        check_roles(request)
         turns = [{"role": turn.role, "content": turn.text} for turn in request.turns]
-        before = self._encode_conversation(turns)
-        ids = self._encode_conversation(turns, prefix) if prefix else before
-        room = self.context_tokens - len(ids)
-        if room < 1:
+        ids, answered = self._encode_conversation(turns, prefix)
+        if len(ids) >= self.context_tokens:
             raise EngineError(
                 ErrorCode.CONTEXT_OVERFLOW,
                 f"the conversation has {len(ids)} tokens, the model's context holds {self.context_tokens}; "
                 "shorten it or ask a model with a longer context",
             )
-        return Prompt(ids, len(ids) - len(before))
+        return Prompt(ids, answered)
 
     def decode(self, ids: Any) -> str:
         """Text of tokens, control tokens left out."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
-    def _encode_conversation(self, turns: list[dict[str, str]], prefix: str = "") -> list[int]:
-        texts = [turn["content"] for turn in turns] + [prefix]
-        if not any(token in text for token in self._special for text in texts):
-            return self._encode(self._render(turns) + prefix)
-        return self._encode_apart(turns, prefix)
+    def _encode_conversation(self, turns: list[dict[str, str]], prefix: str) -> tuple[list[int], int]:
+        """(tokens, how many of them are the prefix's). Control tokens come from the template alone."""
+        text, template = self._render(turns), self._render(_marked(turns))
+        before, wanted = self._encode(text), self._encode(template)
+        if self._controls(before) != self._controls(wanted):  # somebody wrote a control token's name
+            before = self._encode_apart(turns, template)
+        if not prefix:
+            return before, 0
+        whole = self._encode(text + prefix)
+        if whole[: len(before)] != before or self._controls(whole) != self._controls(before):
+            whole = before + self._encode(prefix, plain=True)  # the seam is where the first worker began
+        return whole, len(whole) - len(before)
 
-    def _encode_apart(self, turns: list[dict[str, str]], prefix: str) -> list[int]:
-        """Somebody wrote a control token's name: the template's parts may hold control tokens, texts may not."""
-        marked = [turn | {"content": f"\ue000{index}\ue001"} for index, turn in enumerate(turns)]
-        rest, ids = self._render(marked), list[int]()
-        for index, turn in enumerate(turns):
-            template, _, rest = rest.partition(f"\ue000{index}\ue001")
-            ids += self._encode(template) + self._encode(turn["content"], plain=True)
-        return ids + self._encode(rest) + self._encode(prefix, plain=True)
+    def _controls(self, ids: list[int]) -> list[int]:
+        return [token for token in ids if token in self._control]
+
+    def _encode_apart(self, turns: list[dict[str, str]], template: str) -> list[int]:
+        """The template's parts may hold control tokens, texts may not."""
+        rest, ids = template, list[int]()
+        for turn, marked in zip(turns, _marked(turns), strict=True):
+            part, marker, after = rest.partition(marked["content"])
+            if marker:  # a template may leave a turn out
+                ids, rest = ids + self._encode(part) + self._encode(turn["content"], plain=True), after
+        return ids + self._encode(rest)
 
     def _render(self, turns: list[dict[str, str]]) -> str:
-        text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        try:
+            text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:  # many templates refuse some orders of roles
+            raise EngineError(ErrorCode.INVALID_REQUEST, f"the model's chat template says: {error}") from None
         return text
 
     def _encode(self, text: str, *, plain: bool = False) -> list[int]:
         encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=plain)
         return list(encoded["input_ids"])
+
+
+def _marked(turns: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The turns with a mark of private-use characters in place of each text."""
+    return [turn | {"content": f"\ue000{index}\ue001"} for index, turn in enumerate(turns)]
 
 
 class Sequence:

@@ -1,0 +1,180 @@
+"""The child process: it may crash, hang or be orphaned, and nothing else breaks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+import trio
+
+from node.engines.port import EngineError, Finished, Piece, Prompted
+from node.engines.process import EngineStartError, ModelFolder, ProcessEngine
+from node.engines.requests import chat_request
+from node.engines.tiny import CONTEXT_TOKENS, make_tiny_model
+from protocol.errors import ErrorCode
+
+ASKED = chat_request("hello", max_tokens=400)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    make_tiny_model(folder)
+    return ModelFolder("tiny", folder, bytes(32))
+
+
+@asynccontextmanager
+async def running(engine: ProcessEngine) -> AsyncIterator[ProcessEngine]:
+    with trio.fail_after(90):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(engine.run)
+            yield engine
+            nursery.cancel_scope.cancel()
+
+
+def small(model: ModelFolder, **options: float) -> ProcessEngine:
+    return ProcessEngine(model, device="cpu", threads=1, **options)  # type: ignore[arg-type]
+
+
+async def until_ready(engine: ProcessEngine) -> None:
+    while not engine.ready:
+        await trio.sleep(0.05)
+
+
+async def count(engine: ProcessEngine) -> int:
+    """Tokens of one whole answer."""
+    async with engine.generate(ASKED, "") as generation, aclosing(generation.events()) as events:
+        await generation.grant(ASKED.max_tokens)
+        async for event in events:
+            if isinstance(event, Finished):
+                return event.units_out
+    raise AssertionError("no Finished")
+
+
+async def test_a_crash_costs_the_running_queries_and_the_engine_comes_back(tiny: ModelFolder) -> None:
+    async with running(small(tiny)) as engine:
+        first_pid = engine.pid
+        assert first_pid
+        with pytest.raises(EngineError) as failed:
+            async with engine.generate(ASKED, "") as generation, aclosing(generation.events()) as events:
+                await generation.grant(10)
+                async for event in events:
+                    if isinstance(event, Piece) and event.units_out == 10:
+                        psutil.Process(first_pid).kill()
+        assert failed.value.code is ErrorCode.ENGINE_FAILED
+        await generation.grant(20)  # too late, and no error of its own
+        await generation.cancel()
+        await until_ready(engine)
+        assert engine.pid != first_pid
+        assert engine.stats().restarts == 1
+        assert await count(engine) == 400
+
+
+async def test_a_query_while_the_model_is_loading_is_told_so(tiny: ModelFolder) -> None:
+    engine = small(tiny)
+    with pytest.raises(EngineError) as failed:
+        async with engine.generate(ASKED, ""):
+            pass
+    assert failed.value.code is ErrorCode.ENGINE_FAILED
+    assert not engine.ready
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process is stopped by a POSIX signal here")
+async def test_a_child_that_hangs_is_ended_and_started_again(tiny: ModelFolder) -> None:
+    async with running(small(tiny, hang_seconds=1.0)) as engine:
+        assert engine.pid
+        os.kill(engine.pid, signal.SIGSTOP)
+        with pytest.raises(EngineError) as failed:
+            await count(engine)
+        assert failed.value.code is ErrorCode.ENGINE_FAILED
+        await until_ready(engine)
+        assert await count(engine) == 400
+
+
+async def test_a_query_that_waits_for_its_grant_is_no_hang(tiny: ModelFolder) -> None:
+    async with running(small(tiny, hang_seconds=0.3)) as engine, engine.generate(ASKED, "") as generation:
+        async with aclosing(generation.events()) as events:
+            assert isinstance(await anext(events), Prompted)
+            await trio.sleep(1.0)
+            await generation.grant(1)
+            assert isinstance(await anext(events), Piece)
+        assert engine.stats().restarts == 0
+
+
+async def test_cancelling_the_service_ends_the_child(tiny: ModelFolder) -> None:
+    async with running(small(tiny)) as engine:
+        assert engine.pid
+        child = psutil.Process(engine.pid)
+        assert child.is_running()
+    assert not child.is_running()
+
+
+def test_a_killed_parent_leaves_no_child(tiny: ModelFolder) -> None:
+    program = (
+        "import sys, trio\nfrom pathlib import Path\nfrom node.engines.process import *\n"
+        "async def main():\n"
+        "    engine = ProcessEngine(ModelFolder('tiny', Path(sys.argv[1]), bytes(32)), 'cpu', 1)\n"
+        "    async with trio.open_nursery() as nursery:\n"
+        "        await nursery.start(engine.run)\n"
+        "        print(engine.pid, flush=True)\n"
+        "trio.run(main)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, str(tiny.path)], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    psutil.wait_procs([child], timeout=30)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+async def test_a_folder_that_is_no_model_is_an_error_with_a_name_at_the_start(tmp_path: Path) -> None:
+    engine = small(ModelFolder("nothing", tmp_path, bytes(32)))
+    with pytest.raises(EngineStartError, match="nothing cannot be loaded"), trio.fail_after(60):
+        await engine.run()
+
+
+async def test_overflow_is_told_in_numbers_before_any_work(tiny: ModelFolder) -> None:
+    async with running(small(tiny)) as engine:
+        with pytest.raises(EngineError, match=rf"\d+ tokens.*{CONTEXT_TOKENS}") as refused:
+            async with engine.generate(chat_request("x" * CONTEXT_TOKENS), "") as generation:
+                async for event in generation.events():
+                    pytest.fail(f"{event}")
+        assert refused.value.code is ErrorCode.CONTEXT_OVERFLOW
+        assert engine.stats().restarts == 0
+
+
+async def test_more_queries_than_slots_are_all_answered(tiny: ModelFolder) -> None:
+    async with running(small(tiny, slots=1)) as engine:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(count, engine)
+        assert engine.stats().tokens_per_second > 0
+
+
+async def test_a_query_behind_the_slots_can_be_cancelled(tiny: ModelFolder) -> None:
+    async with running(small(tiny, slots=1)) as engine:
+        async with engine.generate(ASKED, "") as first, engine.generate(ASKED, "") as second:
+            await second.cancel()
+            async with aclosing(second.events()) as events:
+                assert isinstance([event async for event in events][-1], Finished)
+            await first.cancel()
+
+
+async def test_prompts_and_answers_never_reach_the_log(tiny: ModelFolder, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    secret = "correct horse battery staple"
+    async with running(small(tiny)) as engine:
+        async with engine.generate(chat_request(secret, max_tokens=20), secret) as generation:
+            await generation.grant(20)
+            async with aclosing(generation.events()) as events:
+                answer = "".join([event.text async for event in events if isinstance(event, Piece)])
+    assert "is loaded on cpu" in caplog.text
+    assert secret not in caplog.text and answer not in caplog.text
