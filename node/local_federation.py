@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node.commands.client import NodeClient
-from node.ledger_service import create_federation, install_genesis
+from node.federation import create_federation, install_genesis
 
 START_SECONDS = 120.0
 POLL_SECONDS = 0.1

@@ -1,0 +1,202 @@
+"""`mtor`: the command line.
+
+Rule: thin. It reads arguments, finds the verb in `node/commands/`, and turns what goes wrong into a sentence on
+standard error and an exit code. Nothing heavy is imported before a verb needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+OK, FAILED, USAGE, NO_NODE, REFUSED = 0, 1, 2, 3, 4
+EPILOG = """exit codes: 0 done · 1 failed · 2 wrong usage · 3 no node is running · 4 the node or a peer refused
+documentation: docs/quickstart.md"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; the process's exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not hasattr(options, "run"):
+        parser.print_help()
+        return USAGE
+    try:
+        module, _, function = options.run.partition(":")
+        code: int = getattr(import_module(f"node.commands.{module}"), function)(options)
+        return code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except Exception as error:
+        if os.environ.get("MTOR_DEBUG"):
+            raise
+        return _explain(error)
+
+
+def _explain(error: Exception) -> int:
+    """One sentence on standard error. Errors of our own name the fix; others name where to look."""
+    kind = type(error).__name__
+    ours = type(error).__module__.partition(".")[0] in ("node", "protocol")
+    print(f"mtor: {error}" if ours else f"mtor: {kind}: {error} (MTOR_DEBUG=1 shows where)", file=sys.stderr)
+    return {"NoNode": NO_NODE, "NodeRefused": REFUSED, "UsageError": USAGE, "ConfigError": USAGE}.get(kind, FAILED)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mtor",
+        description="A node of an MTOR federation: home graphics cards that answer each other's queries.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--data", type=Path, help="data folder (default: $MTOR_DATA, or the platform's place)")
+    reading = argparse.ArgumentParser(add_help=False, parents=[common])
+    reading.add_argument("--json", action="store_true", help="print one JSON value")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB")
+    _add_node(verbs, common, reading)
+    _add_asking(verbs, reading)
+    _add_models(verbs, common, reading)
+    _add_ledger(verbs, reading)
+    _add_federation(verbs, common, reading)
+    _add_keys(verbs, common, reading)
+    _add_setup(verbs, reading)
+    return parser
+
+
+def _verb(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: str,
+    help: str,
+    parent: argparse.ArgumentParser,
+) -> argparse.ArgumentParser:
+    verb = verbs.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", parents=[parent])
+    verb.set_defaults(run=run)
+    return verb
+
+
+def _group(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, help: str
+) -> argparse._SubParsersAction[argparse.ArgumentParser]:
+    group = verbs.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+    return group.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+
+def _add_config_flags(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--config", type=Path, help="realms.yml (default: the one in the data folder)")
+
+
+def _add_node(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    common: argparse.ArgumentParser,
+    reading: argparse.ArgumentParser,
+) -> None:
+    up = _verb(verbs, "up", "nodes:up", "run the node until Ctrl-C", common)
+    _add_config_flags(up)
+    up.add_argument("--model", action="append", default=[], help="serve this model in $CHAT (more than once is fine)")
+    up.add_argument("--port", type=int, help="HTTP port (gateway.port)")
+    up.add_argument("--listen", action="append", default=[], help="libp2p address, e.g. /ip4/0.0.0.0/tcp/9001")
+    up.add_argument("--bootstrap", action="append", default=[], metavar="ADDRESS", help="a peer to join by")
+    up.add_argument("--no-gossip", action="store_true", help="advertise and listen in the DHT alone")
+    up.add_argument("--no-dht", action="store_true", help="advertise and listen by gossip alone")
+    up.add_argument("--log-format", choices=("text", "json"), help="how log lines look")
+    up.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="what is logged")
+    _verb(verbs, "stop", "nodes:stop", "end the running node", common)
+    _verb(verbs, "status", "nodes:status", "what runs here, and what is wrong", reading)
+    _verb(verbs, "peers", "nodes:peers", "the nodes that are known, and how they did for us", reading)
+    _verb(verbs, "realms", "nodes:realms", "what is on offer, here and elsewhere", reading)
+    _verb(verbs, "id", "nodes:show_id", "this node's peer id", reading)
+
+
+def _add_asking(verbs: argparse._SubParsersAction[argparse.ArgumentParser], reading: argparse.ArgumentParser) -> None:
+    ask = _verb(verbs, "ask", "asking:ask", "ask one question and print the answer as it comes", reading)
+    ask.add_argument("text", help="the question; - reads it from standard input")
+    chat = _verb(verbs, "chat", "asking:chat", "a conversation (/reset, /quit; Ctrl-C stops an answer)", reading)
+    for verb in (ask, chat):
+        verb.add_argument("--model", default="auto", help="a model's name (default: any)")
+        verb.add_argument("--system", help="a system message before the conversation")
+        verb.add_argument("--max-tokens", type=int, help="longest answer")
+        verb.add_argument("--temperature", type=float, help="0 is deterministic")
+        verb.add_argument("--seed", type=int, help="same seed, same answer of the same worker")
+        verb.add_argument("--worker", help="this peer id and no other")
+        verb.add_argument("--min-vram", type=int, metavar="MIB", help="cards with at least this much memory")
+        verb.add_argument("--device", choices=("cuda", "mps", "cpu"), help="kind of device")
+        verb.add_argument("--max-price", type=int, metavar="MICRO", help="µcredits for 1,000 output tokens at most")
+
+
+def _add_models(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    common: argparse.ArgumentParser,
+    reading: argparse.ArgumentParser,
+) -> None:
+    models = _group(verbs, "models", "the models on this machine")
+    _verb(models, "list", "models:list_models", "what is here and what can be pulled", reading)
+    for name, run, text in (
+        ("pull", "models:pull", "fetch, verify and convert a model"),
+        ("rm", "models:remove", "delete a model from this machine"),
+    ):
+        _verb(models, name, run, text, common).add_argument("model", help="a name from `mtor models list`")
+
+
+def _add_ledger(verbs: argparse._SubParsersAction[argparse.ArgumentParser], reading: argparse.ArgumentParser) -> None:
+    ledger = _group(verbs, "ledger", "the credit ledger")
+    balance = _verb(ledger, "balance", "ledger:balance", "what an account has", reading)
+    balance.add_argument("account", nargs="?", default="", help="a peer id (default: this node)")
+    history = _verb(ledger, "history", "ledger:history", "what moved, newest first", reading)
+    history.add_argument("--limit", type=int, default=20, help="entries at most")
+    history.add_argument("--before", default="", help="entries older than this position")
+    show = _verb(ledger, "show", "ledger:show", "explain one entry: counts, prices, who, when", reading)
+    show.add_argument("id", help="an id from the history, or its first characters")
+    verify = _verb(ledger, "verify", "ledger:verify", "check every link and the sum of this ledger", reading)
+    verify.add_argument("--signatures", action="store_true", help="check every signature too")
+    _verb(ledger, "settle", "ledger:settle", "close the channels that owe this node now", reading)
+
+
+def _add_federation(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    common: argparse.ArgumentParser,
+    reading: argparse.ArgumentParser,
+) -> None:
+    federation = _group(verbs, "federation", "whom this node shares a ledger with")
+    create = _verb(federation, "create", "federation:create", "found a federation; this node is its witness", common)
+    create.add_argument("name", help="its name")
+    show = _verb(federation, "show", "federation:show", "which federation this node belongs to", reading)
+    show.add_argument("--export", type=Path, metavar="FILE", help="write its genesis, which others join by")
+    join = _verb(federation, "join", "federation:join", "become a member of a federation", common)
+    join.add_argument("genesis", help="a file from `show --export`, or ID@MULTIADDRESS of a member")
+    grant = _verb(federation, "grant", "federation:grant", "issue credits to a node (its creator alone)", reading)
+    grant.add_argument("to", help="a peer id")
+    grant.add_argument("credits", help="an amount like 100 or 1.5")
+
+
+def _add_keys(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    common: argparse.ArgumentParser,
+    reading: argparse.ArgumentParser,
+) -> None:
+    keys = _group(verbs, "keys", "API keys for clients on other machines")
+    _verb(keys, "create", "keys:create", "make a key and show it once", common).add_argument("name", help="whose it is")
+    _verb(keys, "list", "keys:list_keys", "the keys that exist", reading)
+    _verb(keys, "revoke", "keys:revoke", "remove a key", common).add_argument("id", help="from `mtor keys list`")
+
+
+def _add_setup(verbs: argparse._SubParsersAction[argparse.ArgumentParser], reading: argparse.ArgumentParser) -> None:
+    config = _group(verbs, "config", "the configuration, realms.yml")
+    for name, text in (("check", "find mistakes, with line and column"), ("show", "the values in force")):
+        _add_config_flags(_verb(config, name, f"setup:config_{name}", text, reading))
+    doctor = _verb(verbs, "doctor", "setup:doctor", "look for what is wrong, and say how to mend it", reading)
+    _add_config_flags(doctor)
+    demo = _verb(verbs, "demo", "setup:demo", "three nodes here, two questions, one killed worker, one ledger", reading)
+    demo.add_argument("--keep", action="store_true", help="keep the three data folders")
+    _verb(verbs, "version", "setup:show_version", "the version", reading)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""`mtor ask` and `mtor chat`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from node.commands.client import Json, NodeClient, NodeRefused
+from node.commands.screen import print_json, printable
+from node.paths import data_folder
+
+HISTORY_FILE = "chat_history"
+
+
+def ask(options: argparse.Namespace) -> int:
+    """One question."""
+    text = sys.stdin.read() if options.text == "-" else options.text
+    client = NodeClient(data_folder(options.data))
+    turns = [*_system(options), {"role": "user", "content": text}]
+    show = _ignore if options.json else _show
+    answer, facts = _converse(client, options, turns, show)
+    if options.json:
+        print_json({"text": answer, **facts})
+    else:
+        print()
+        _print_bill(facts)
+    return 0
+
+
+def chat(options: argparse.Namespace) -> int:
+    """A conversation until /quit or the end of the input."""
+    data = data_folder(options.data)
+    client = NodeClient(data)
+    with contextlib.suppress(ImportError):  # Windows has no readline; lines are typed without history there
+        import readline
+
+        with contextlib.suppress(OSError):
+            readline.read_history_file(data / HISTORY_FILE)
+    turns = _system(options)
+    while (line := _read_line()) is not None:
+        command = line.strip()
+        if command == "/quit":
+            break
+        if command == "/reset":
+            turns = _system(options)
+            print("(a new conversation)")
+        elif command:
+            turns = _turn(client, options, turns, line)
+    with contextlib.suppress(ImportError, OSError):
+        import readline
+
+        readline.write_history_file(data / HISTORY_FILE)
+        (data / HISTORY_FILE).chmod(0o600)
+    return 0
+
+
+def _turn(client: NodeClient, options: argparse.Namespace, turns: list[Json], line: str) -> list[Json]:
+    """One question in a conversation. Ctrl-C stops the answer, not the program; an error keeps the conversation."""
+    asked = [*turns, {"role": "user", "content": line}]
+    try:
+        answer, facts = _converse(client, options, asked, _show)
+    except KeyboardInterrupt:
+        print("\n(stopped)")
+        return turns
+    except NodeRefused as error:
+        print(f"\nmtor: {error}", file=sys.stderr)
+        return turns
+    print()
+    _print_bill(facts)
+    return [*asked, {"role": "assistant", "content": answer}]
+
+
+def _converse(
+    client: NodeClient, options: argparse.Namespace, turns: list[Json], show: Callable[[str], None]
+) -> tuple[str, Json]:
+    """The answer's text, and the node's facts about it."""
+    parts: list[str] = []
+    facts: Json = {}
+    for chunk in client.chat(_body(options, turns)):
+        facts = chunk["mtor"] if "shares" in chunk.get("mtor", {}) else facts
+        for choice in chunk["choices"]:
+            text = choice["delta"].get("content") or ""
+            parts.append(text)
+            show(text)
+    return "".join(parts), facts
+
+
+def _body(options: argparse.Namespace, turns: list[Json]) -> Json:
+    wishes: dict[str, Any] = {
+        "worker": options.worker,
+        "min_vram_mib": options.min_vram,
+        "device": options.device,
+        "max_price_out": options.max_price,
+    }
+    body: dict[str, Any] = {
+        "model": options.model,
+        "messages": turns,
+        "max_tokens": options.max_tokens,
+        "temperature": options.temperature,
+        "seed": options.seed,
+        "mtor": {name: value for name, value in wishes.items() if value is not None},
+    }
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def _system(options: argparse.Namespace) -> list[Json]:
+    return [{"role": "system", "content": options.system}] if options.system else []
+
+
+def _read_line() -> str | None:
+    try:
+        return input("› " if sys.stdin.isatty() else "")
+    except EOFError:
+        return None
+    except KeyboardInterrupt:
+        print()
+        return None
+
+
+def _show(text: str) -> None:
+    print(printable(text), end="", flush=True)
+
+
+def _ignore(text: str) -> None:
+    """With --json the text comes at the end."""
+
+
+def _print_bill(facts: Json) -> None:
+    """Who answered and what it cost, on standard error so that answers can be piped."""
+    from protocol.pricing import format_credits
+
+    for share in facts.get("shares", []):
+        cost = {"own": "own node", "free": "free lane"}.get(share["lane"]) or format_credits(share["amount"])
+        receipt = f", receipt {share['receipt'][:12]}" if share["receipt"] else ""
+        counts = f"{share['units_in']} + {share['units_out']} tokens"
+        print(f"  [{share['model']} at …{share['worker'][-8:]}: {counts}, {cost}{receipt}]", file=sys.stderr)

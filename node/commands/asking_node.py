@@ -1,0 +1,20 @@
+"""One question to whoever can answer it: the running node, or the stored files of one that does not run."""
+
+from __future__ import annotations
+
+import argparse
+
+from node.commands.client import Json, NodeClient, NoNode
+from node.paths import data_folder
+
+
+def call(options: argparse.Namespace, name: str, arguments: Json | None = None) -> Json:
+    """One operation, by the running node if there is one. Raises `NoNode` or `NodeRefused`."""
+    data = data_folder(options.data)
+    try:
+        client = NodeClient(data)
+    except NoNode:
+        from node.commands.offline import call_offline
+
+        return call_offline(data, name, arguments or {})
+    return client.call(name, arguments or {})
