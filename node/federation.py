@@ -23,7 +23,7 @@ from protocol.signing import Signer
 
 HOME_GRANT = 9_000 * params.MICRO  # what the creator of a federation starts with
 
-MAX_HOME_NAME = 16  # characters of a petname; at most 64 bytes in UTF-8
+MAX_NAME_BYTES = 64  # of a federation, in UTF-8
 
 
 class FederationError(Exception):
@@ -58,7 +58,7 @@ def load_genesis(data_folder: Path) -> Federation | None:
 
 def home_federation(data_folder: Path, name: str) -> Federation:
     """The federation of this node, created at its first start and named after it. Raises `FederationError`."""
-    return load_genesis(data_folder) or create_federation(data_folder, name[:MAX_HOME_NAME] or "home")
+    return load_genesis(data_folder) or create_federation(data_folder, _fitting(name) or "home")
 
 
 def install_genesis(data_folder: Path, federation: Federation) -> None:
@@ -98,3 +98,8 @@ def issuer_key_path(data_folder: Path) -> Path:
 def ledger_folder(data_folder: Path, federation: Federation) -> Path:
     """Where this federation's ledger lies."""
     return data_folder / "ledgers" / federation.id.hex()[:16]
+
+
+def _fitting(name: str) -> str:
+    """As much of a petname as a federation's name can hold."""
+    return name.encode()[:MAX_NAME_BYTES].decode(errors="ignore")

@@ -19,6 +19,10 @@ def _run(name: str) -> tuple[int, str]:
     return ended.returncode, ended.stdout[-800:] + ended.stderr[-800:]
 
 
+def test_the_same_tests_pass_when_nothing_is_broken() -> None:
+    assert _run("control")[0] == 0
+
+
 @pytest.mark.slow
 def test_no_mutant_survives() -> None:
     with ThreadPoolExecutor(AT_ONCE) as pool:
