@@ -1,7 +1,8 @@
 """Breaks one guard of the ledger at a time, and runs the ledger's tests on what is left.
 
 Rule: a broken ledger must turn the tests red. A mutant that survives is a rule without a test, or a check without a
-purpose. `python -m tests.protocol.ledger_mutants NAME` runs the tests with that guard broken and exits 0 if they pass; any other name breaks nothing.
+purpose. `python -m tests.protocol.ledger_mutants NAME` runs the tests with that guard broken and exits 0 if they pass;
+any other name breaks nothing.
 """
 
 from __future__ import annotations

@@ -10,9 +10,19 @@ from protocol.errors import BadSignature, ErrorCode, Malformed, Refused
 from protocol.ids import ChannelId, NodeId
 from protocol.ledger import certificates, genesis
 from protocol.ledger.accounts import credited
+from protocol.ledger.audit import MAX_PROBLEMS
 from protocol.ledger.channels import check_pay, no_voucher
 from protocol.ledger.orders import MissingPredecessor
-from protocol.ledger.state import Account
+from protocol.ledger.state import (
+    Account,
+    account_key,
+    certificate_key,
+    channel_key,
+    lock_key,
+    log_key,
+    order_key,
+    voucher_key,
+)
 from protocol.messages import Certificate, Pay, Voucher, WitnessSignature
 from protocol.signing import verify
 from tests.protocol.ledger_world import (
@@ -426,6 +436,61 @@ def test_every_changed_byte_of_the_derived_state_is_found(world: World, channel:
 def test_a_shortened_log_is_found(world: World) -> None:
     world.state.values[b"m:log"] = bytes(8)
     assert not world.audit().verified
+
+
+def _problems(world: World) -> str:
+    report = world.audit(signatures=True)
+    assert not report.verified
+    return "; ".join(report.problems)
+
+
+def test_a_swapped_log_and_a_misplaced_certificate_are_told(world: World, channel: bytes) -> None:
+    whole, first, second = dict(world.state.values), b"n" + bytes(8), b"n" + bytes(7) + b"\1"
+    grant = world.state.values[first]
+    elsewhere = b"r" + grant
+    world.state.values[elsewhere] = bytes(7) + b"\5" + whole[elsewhere][8:]
+    assert "stands elsewhere" in _problems(world)
+    hold = b"r" + whole[second]
+    misnamed = {**whole, second: bytes(32), b"r" + bytes(32): whole[hold]}
+    world.state.values = {key: value for key, value in misnamed.items() if key != hold}
+    assert "certificate 1 of the log is not the order" in _problems(world)
+
+
+def test_a_log_that_overspends_is_told(world: World) -> None:
+    """What a bad witness could write: a hold that the balance never covered."""
+    hold = world.hold(ALICE, BOB.node, 1_000_000)
+    poor = World()
+    poor.apply(world.certificate(hold))
+    assert "below its floor" in _problems(poor)
+
+
+def test_a_broken_link_between_certificates_is_refused(world: World) -> None:
+    """Two witnesses' logs that disagree: the number fits, the predecessor does not."""
+    other = World()
+    other.do(other.grant(BOB.node, 5))
+    world.do(world.grant(BOB.node, 6))
+    other.do(other.grant(BOB.node, 7))
+    with pytest.raises(Refused) as refusal:
+        world.apply(other.certificate(other.grant(BOB.node, 8)))
+    assert refusal.value.code is ErrorCode.BAD_SEQUENCE
+
+
+def test_keys_of_different_kinds_differ_and_numbers_sort() -> None:
+    kinds = (account_key(b""), channel_key(b""), certificate_key(b""), voucher_key(ChannelId(b"")))
+    keys = (*kinds, order_key(b"", 0), lock_key(b"", 0), log_key(0))
+    assert len({key[:1] for key in keys}) == len(keys)
+    numbers = [0, 1, 255, 256, 2**53]
+    assert sorted(map(log_key, numbers)) == list(map(log_key, numbers))
+
+
+def test_the_report_ends_after_enough_problems(world: World) -> None:
+    for number in range(2 * MAX_PROBLEMS):
+        world.state.values[b"a" + number.to_bytes(32, "big")] = Account(0, 0, bytes(32)).encode()
+    assert len(world.audit().problems) == MAX_PROBLEMS
+
+
+def test_a_node_is_a_witness_by_its_place_in_genesis() -> None:
+    assert [FEDERATION.witness_index(key.node) for key in (WITNESS, ALICE)] == [0, None]
 
 
 @pytest.mark.parametrize("key", [b"r" + bytes(32), b"n" + b"\xff" * 8])
