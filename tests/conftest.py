@@ -1,6 +1,41 @@
-"""Hypothesis without a clock: a busy machine must not fail a test."""
+"""For all tests: no clock in Hypothesis, and no skip that hides in CI."""
 
+import os
+
+import pytest
 from hypothesis import settings
 
-settings.register_profile("mtor", deadline=None)
+settings.register_profile("mtor", deadline=None)  # a busy machine must not fail a test
 settings.load_profile("mtor")
+
+MAY_SKIP_IN_CI = ("needs a CUDA card",)  # reasons that CI's machine cannot do anything about
+
+
+class NoHiddenSkips:
+    """With CI=true a skipped test fails the run, unless its reason is on the list."""
+
+    def __init__(self) -> None:
+        self.hidden: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note skips."""
+        if report.skipped and not hasattr(report, "wasxfail"):
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            if not any(allowed in reason for allowed in MAY_SKIP_IN_CI):
+                self.hidden.append(f"{report.nodeid}: {reason}")
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Turn them into a failure."""
+        if self.hidden:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Say which."""
+        for line in self.hidden:
+            terminalreporter.write_line(f"FAILED because it was skipped in CI: {line}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Install the guard in CI."""
+    if os.environ.get("CI") == "true":
+        config.pluginmanager.register(NoHiddenSkips())

@@ -1,0 +1,59 @@
+# make demo   sets up everything in .venv and runs a federation of three nodes on this machine
+# make test   sets up everything and passes all checks and tests
+# Both need Python 3.11 or 3.12 and, on Linux and macOS, a C compiler with Python's and GMP's headers.
+
+SHELL := /bin/sh
+PYTHON ?= $(firstword $(shell for p in python3.11 python3.12 python3; do \
+	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo "$$p"; done) python3)
+BIN := .venv/bin
+MODEL := smollm2-135m
+export MTOR_MODELS ?= $(CURDIR)/.models
+
+.PHONY: demo test check lint types contracts format bench model venv clean
+
+demo: model
+	@$(BIN)/mtor demo
+
+test: check model
+	@$(BIN)/python -m pytest --cov=protocol --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100
+
+check: lint types contracts
+
+lint: .venv/dev.stamp
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+
+types: .venv/dev.stamp
+	@$(BIN)/mypy
+
+contracts: .venv/dev.stamp
+	@$(BIN)/lint-imports --no-cache
+
+format: .venv/dev.stamp
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format --quiet .
+
+bench: .venv/dev.stamp model
+	@$(BIN)/python bench/engine.py
+	@$(BIN)/python bench/gateway.py
+
+model: .venv/stamp
+	@test -f $(MTOR_MODELS)/$(MODEL)/manifest.json || $(BIN)/mtor models pull $(MODEL)
+
+venv: .venv/stamp
+
+.venv/stamp: pyproject.toml
+	@$(PYTHON) scripts/preflight.py
+	@echo "setting up .venv with $(PYTHON) (a few minutes the first time; details in .venv/install.log)"
+	@$(PYTHON) -m venv .venv
+	@sh scripts/install.sh torch==2.13.0
+	@sh scripts/install.sh -e .
+	@touch $@
+
+.venv/dev.stamp: .venv/stamp
+	@echo "adding what the tests need"
+	@sh scripts/install.sh -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist *.egg-info
