@@ -44,6 +44,13 @@ def test_every_command_in_a_sentence_is_one(verb: str) -> None:
     assert cli._parser().parse_args(words).run
 
 
+def test_every_make_target_exists() -> None:
+    typed = "".join(re.findall(r"```(?:sh)?\n(.*?)```", "".join(map(Path.read_text, TEXTS)), re.DOTALL))
+    named = set(re.findall(r"^make (\w+)", typed, re.MULTILINE))
+    assert {"demo", "test"} <= named
+    assert named <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
 def test_every_folder_of_the_readme_exists() -> None:
     named = re.findall(r"^\| `([\w./]+)` \|", TEXTS[0].read_text(encoding="utf-8"), re.MULTILINE)
     assert len(named) > 5
