@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -265,9 +264,3 @@ _SENTENCES = {
     "close": _close_sentence,
     "refund": _refund_sentence,
 }
-
-
-def entries_of(reader: Snapshot) -> Iterator[Json]:
-    """All entries, oldest first."""
-    for key, value in reader.iterate(b"h"):
-        yield _read(key, value)
