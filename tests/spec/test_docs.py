@@ -16,9 +16,10 @@ ROOT = Path(__file__).parents[2]
 TEXTS = [ROOT / "README.md", ROOT / "docs" / "quickstart.md", ROOT / "CONTRIBUTING.md"]
 
 
-def blocks(language: str) -> list[str]:
-    fence = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
-    return [block for text in TEXTS for block in fence.findall(text.read_text(encoding="utf-8"))]
+def blocks(*languages: str) -> list[str]:
+    fence = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    found = [match for text in TEXTS for match in fence.findall(text.read_text(encoding="utf-8"))]
+    return [block for language, block in found if language in languages]
 
 
 COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("mtor ")]
@@ -45,8 +46,7 @@ def test_every_command_in_a_sentence_is_one(verb: str) -> None:
 
 
 def test_every_make_target_exists() -> None:
-    typed = "".join(re.findall(r"```(?:sh)?\n(.*?)```", "".join(map(Path.read_text, TEXTS)), re.DOTALL))
-    named = set(re.findall(r"^make (\w+)", typed, re.MULTILINE))
+    named = set(re.findall(r"^make (\w+)", "".join(blocks("", "sh")), re.MULTILINE))
     assert {"demo", "test"} <= named
     assert named <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
