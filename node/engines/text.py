@@ -34,11 +34,11 @@ class Detokenizer:
         return after[len(before) :]
 
     def flush(self) -> str:
-        """What is left at the end: a cut code point becomes a replacement character."""
+        """What is left at the end. A cut code point is dropped, so that a continuation can write it whole."""
         before = self._decode(self._ids[self._start : self._shown])
         after = self._decode(self._ids[self._start :])
         self._shown = len(self._ids)
-        return after[len(before) :]
+        return after[len(before) :].rstrip(REPLACEMENT)
 
 
 class StopFilter:
