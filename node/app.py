@@ -69,6 +69,7 @@ NAMED_FAILURES = (
     StoreError,
 )  # each carries a message that names the fix
 
+FAREWELL_SECONDS = 0.3  # for the answer to `mtor stop`
 BUNDLED_BOOTSTRAP = Path(__file__).resolve().parent.parent / "bootstrap_peers.txt"
 
 
@@ -145,7 +146,7 @@ class Node:
             use_dht=config.node.dht,
         )
         requester = Requester(identity.node, self._open_stream, self._bookkeeper, now_ms)
-        router = Router(self._directory, requester, self._announcer.seek_now)
+        router = Router(self._directory, requester, self._announcer.seek_now, self._loading_hint)
         operations = NodeOperations(
             Parts(
                 config,
@@ -154,8 +155,9 @@ class Node:
                 self._directory,
                 self._services,
                 self._bookkeeper,
+                self._ledger,
                 self._models,
-                self.stop,
+                self._stop_soon,
                 self._problems,
             )
         )
@@ -223,6 +225,18 @@ class Node:
                     with suppress(ValueError):
                         signal.signal(again, signal.SIG_DFL)
                 return
+
+    def _loading_hint(self) -> str:
+        return f"This node is loading {', '.join(self._loading)}; try again in some seconds" if self._loading else ""
+
+    def _stop_soon(self) -> None:
+        """End the node once the answer to whoever asked for it is out."""
+        assert self._local is not None
+        self._local.start_soon(self._stop_after, FAREWELL_SECONDS)
+
+    async def _stop_after(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+        self.stop()
 
     def _problems(self) -> tuple[str, ...]:
         """What is wrong now, with the fix."""

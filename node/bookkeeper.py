@@ -220,6 +220,18 @@ class Bookkeeper:
         """See `Earnings.take_voucher`."""
         return await self._earnings.take_voucher(channel, pay, expect_units_in, expect_units_out, expect_transcript)
 
+    async def hear_voucher(self, pay: Pay, payer: NodeId) -> int:
+        """See `Earnings.hear_voucher`."""
+        return await self._earnings.hear_voucher(pay, payer)
+
+    def unheard_vouchers(self) -> list[tuple[NodeId, ChannelId, Pay]]:
+        """See `Leases.unheard`."""
+        return self._leases.unheard()
+
+    def voucher_heard(self, channel: ChannelId, cumulative: int) -> None:
+        """See `Leases.heard`."""
+        self._leases.heard(channel, cumulative)
+
     async def close(self, channel: ChannelId) -> None:
         """See `Earnings.close`."""
         await self._earnings.close(channel)

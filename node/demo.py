@@ -24,6 +24,7 @@ MODEL = "smollm2-135m"
 SHORT_QUESTION = "What is the capital of France? Answer in one sentence."
 LONG_QUESTION = "Write a short story about a dog who finds an old map in the garden."
 LONG_TOKENS = 160
+DELIVERY_SECONDS = 30.0
 KILL_AFTER_PIECES = 25  # the serving worker dies after this many pieces of the long answer
 WORKERS = ("worker-1", "worker-2")
 REALMS = f"realms:\n  - realm: $CHAT\n    model: {MODEL}\n"
@@ -87,7 +88,8 @@ def main(as_json: bool, keep: bool = False, folder: Path | None = None) -> int:
         print(json.dumps(result))
     if not keep:
         shutil.rmtree(root, ignore_errors=True)
-    return 0 if result["ledger"]["verified"] and result["ledger"]["sum_micro"] == 0 else 1
+    ledger = result["ledger"]
+    return 0 if ledger["verified"] and ledger["sum_micro"] == 0 and ledger["paid_for_delivered"] else 1
 
 
 def _run(root: Path, screen: Screen) -> dict[str, Any]:
@@ -171,9 +173,20 @@ def _note_worker(answer: Answer, facts: dict[str, Any]) -> None:
         answer.facts = facts
 
 
+def _deliver(gateway: NodeProcess) -> None:
+    """Wait until the worker that was killed has the last voucher, which was on its way when it died."""
+    until = time.monotonic() + DELIVERY_SECONDS
+    while time.monotonic() < until:
+        if not gateway.client.call("ledger.settle")["undelivered"]:
+            return
+        time.sleep(0.5)
+    raise DemoFailed("the killed worker did not take its last voucher")
+
+
 def _report(nodes: list[NodeProcess], answers: list[Answer], screen: Screen) -> dict[str, Any]:
     """Settle, then ask each node's own ledger."""
     names = {node.node: node.name for node in nodes}
+    _deliver(nodes[0])
     for node in (*nodes[1:], nodes[0], *nodes[1:]):  # workers close their channels, then all fetch what is new
         node.client.call("ledger.settle")
     reports = {node.name: node.client.call("ledger.verify", {"signatures": True}) for node in nodes}

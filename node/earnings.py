@@ -10,6 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from node.ledger_writer import LedgerWriter
 from node.open_channels import OpenChannels, last_voucher
@@ -19,7 +20,7 @@ from protocol import params
 from protocol.codec import decode_as, encode
 from protocol.errors import ErrorCode, Refused
 from protocol.ids import ChannelId, FederationId, NodeId
-from protocol.ledger.channels import check_pay
+from protocol.ledger.channels import check_pay, open_voucher
 from protocol.ledger.orders import as_refusal
 from protocol.ledger.state import Channel, Draft, Reader, View, voucher_key
 from protocol.messages import Close, Pay
@@ -130,6 +131,25 @@ class Earnings:
         cumulative = await self._writer.commit(decide)
         self._channels.use(channel, self._clock())
         return cumulative
+
+    async def hear_voucher(self, pay: Pay, payer: NodeId) -> int:
+        """A voucher outside of a query: its payer makes sure that a promise was not lost with a connection.
+
+        It can only raise what this node is owed. Returns its cumulative µcredits, stored. Raises `Refused`.
+        """
+        with as_refusal():
+            channel = open_voucher(pay.voucher).channel
+        async with self.serving(channel):
+            return await self._writer.commit(partial(self._decide_heard, channel, pay, payer))
+
+    def _decide_heard(self, channel: ChannelId, pay: Pay, payer: NodeId, draft: Draft) -> int:
+        state = self._incoming(channel, draft)
+        if state.payer != payer:
+            raise Refused(ErrorCode.UNKNOWN_CHANNEL, "this channel is another payer's")
+        with as_refusal():
+            voucher = check_pay(self._federation, channel, state, last_voucher(draft, channel), pay, verify)
+        draft.update({voucher_key(channel): encode(pay)})
+        return voucher.cumulative
 
     async def close(self, channel: ChannelId) -> None:
         """Settle a channel by its best voucher. Raises `Refused`."""

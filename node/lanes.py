@@ -178,6 +178,8 @@ class PaidLane:
         point = self._points.get(voucher.transcript)
         if point is None:
             raise Refused(ErrorCode.BAD_VOUCHER, "the voucher's transcript is none of this answer's")
+        if point == self._covered:
+            return  # the same again is worth nothing, not even a write
         self._cumulative = await self._bookkeeper.take_voucher(
             ChannelId(self._base.channel),
             pay,

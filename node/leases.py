@@ -15,7 +15,7 @@ from node.open_channels import OpenChannels, last_voucher
 from node.ordering import Ordering
 from node.store import Store
 from protocol import params
-from protocol.codec import body_hash, encode
+from protocol.codec import body_hash, decode_as, encode
 from protocol.errors import ErrorCode, Refused
 from protocol.ids import ChannelId, FederationId, NodeId
 from protocol.ledger.channels import check_successor, check_voucher
@@ -147,6 +147,20 @@ class Leases:
             if not lease.clean:
                 self._doubtful.add(channel)
             self._doubtful.intersection_update(self._channels.states)
+
+    def unheard(self) -> list[tuple[NodeId, ChannelId, Pay]]:
+        """(worker, channel, last voucher) where the worker may not have that voucher, and no query is under way."""
+        found = []
+        for channel in self._doubtful - self._leased:
+            state, stored = self._channels.states.get(channel), self._store.get(voucher_key(channel))
+            if state is not None and state.payer == self._signer.node and stored is not None:
+                found.append((state.payee, channel, decode_as(Pay, stored)))
+        return found
+
+    def heard(self, channel: ChannelId, cumulative: int) -> None:
+        """The worker has the last voucher: both sides stand at the same one again."""
+        if last_voucher(self._store, channel).cumulative == cumulative:
+            self._doubtful.discard(channel)
 
     def _idle_channel(self, payee: NodeId, prices: Prices, need: int) -> ChannelId | None:
         now = self._clock()

@@ -26,15 +26,17 @@ from node.store import LevelStore
 from node.witness_port import WitnessPort, WitnessUnreachable
 from protocol import params
 from protocol.errors import ErrorCode, Malformed, Refused
-from protocol.ids import NodeId, short
+from protocol.ids import ChannelId, NodeId, short
 from protocol.messages import (
     Certificates,
     FetchCertificates,
     FetchGenesis,
     GenesisAnswer,
     Message,
+    Pay,
     Rejected,
     RequestVote,
+    Settled,
     StoreCertificate,
     Stored,
     Voted,
@@ -48,6 +50,7 @@ log = logging.getLogger("mtor.ledger")
 
 ANSWER_SECONDS = 10.0  # dialling, the request, the witness's disk, the answer
 REQUEST_SECONDS = 30.0  # a stream without a request for this long is closed
+DELIVERY_SECONDS = 2.0  # between two tries to bring a worker a voucher that it may have missed
 SYNC_SECONDS = 30.0  # between two looks at the witness's log
 REQUESTS_A_STREAM = 1_024
 STREAMS_A_PEER = 4
@@ -120,11 +123,35 @@ class LedgerService:
         """Serve and sync until cancelled. The bookkeeper must be running."""
         await endow(self._bookkeeper, self._network.node)
         self._network.serve(params.LEDGER_PROTOCOL, self.serve)
-        task_status.started()
-        reached = True
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_delivering)
+            task_status.started()
+            reached = True
+            while True:
+                reached = await self._sync(reached)
+                await trio.sleep(SYNC_SECONDS)
+
+    async def _keep_delivering(self) -> None:
         while True:
-            reached = await self._sync(reached)
-            await trio.sleep(SYNC_SECONDS)
+            await trio.sleep(DELIVERY_SECONDS)
+            await self.deliver_vouchers()
+
+    async def deliver_vouchers(self) -> int:
+        """Bring connected workers the last vouchers that they may have missed. How many are still undelivered."""
+        connected = {peer.node for peer in self._network.peers()}
+        for worker, channel, pay in self._bookkeeper.unheard_vouchers():
+            if worker in connected:
+                await self._deliver(worker, channel, pay)
+        return len(self._bookkeeper.unheard_vouchers())
+
+    async def _deliver(self, worker: NodeId, channel: ChannelId, pay: Pay) -> None:
+        try:
+            with trio.move_on_after(ANSWER_SECONDS):
+                answer = await ask(self._network, worker, (), pay)
+                if isinstance(answer, Settled):
+                    self._bookkeeper.voucher_heard(channel, answer.cumulative)
+        except (NetworkError, Malformed) as error:
+            log.debug("voucher for %s not delivered: %s", short(worker), error)
 
     async def _sync(self, reached_before: bool) -> bool:
         """Fetch what is new; say once when that stops to work. True if it worked."""
@@ -161,36 +188,44 @@ class LedgerService:
                 request = await messages.receive()
             if request is None:
                 return
-            await messages.send(await self._answer(request))
+            await messages.send(await self._answer(messages.peer, request))
 
-    async def _answer(self, request: Message) -> Message:
+    async def _answer(self, peer: NodeId, request: Message) -> Message:
         answer = _ANSWERS.get(type(request))
         if answer is None:
             return Rejected(int(ErrorCode.MALFORMED), f"a {type(request).__name__} is no request to a ledger")
-        return await answer(self._bookkeeper, request)
+        return await answer(self._bookkeeper, peer, request)
 
 
-async def _vote(bookkeeper: Bookkeeper, request: RequestVote) -> Message:
+async def _vote(bookkeeper: Bookkeeper, peer: NodeId, request: RequestVote) -> Message:
     return await bookkeeper.vote(request)
 
 
-async def _store(bookkeeper: Bookkeeper, request: StoreCertificate) -> Message:
+async def _store(bookkeeper: Bookkeeper, peer: NodeId, request: StoreCertificate) -> Message:
     return await bookkeeper.store(request)
 
 
-async def _fetch(bookkeeper: Bookkeeper, request: FetchCertificates) -> Message:
+async def _fetch(bookkeeper: Bookkeeper, peer: NodeId, request: FetchCertificates) -> Message:
     return bookkeeper.fetch(request)
 
 
-async def _genesis(bookkeeper: Bookkeeper, request: FetchGenesis) -> Message:
+async def _genesis(bookkeeper: Bookkeeper, peer: NodeId, request: FetchGenesis) -> Message:
     return GenesisAnswer(bookkeeper.genesis_body)
 
 
-_ANSWERS: dict[type[Message], Callable[[Bookkeeper, Any], Awaitable[Message]]] = {
+async def _voucher(bookkeeper: Bookkeeper, peer: NodeId, pay: Pay) -> Message:
+    try:
+        return Settled(await bookkeeper.hear_voucher(pay, peer))
+    except Refused as refusal:
+        return Rejected(int(refusal.code), refusal.message[: params.MAX_REASON_BYTES // 4])
+
+
+_ANSWERS: dict[type[Message], Callable[[Bookkeeper, NodeId, Any], Awaitable[Message]]] = {
     RequestVote: _vote,
     StoreCertificate: _store,
     FetchCertificates: _fetch,
     FetchGenesis: _genesis,
+    Pay: _voucher,
 }
 
 

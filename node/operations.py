@@ -40,7 +40,7 @@ OPERATIONS: dict[str, str] = {
     "ledger.history": "{limit?, before?}: newest first, each with id, kind, amount, counterparty, time",
     "ledger.show": "{id}: one order, channel or receipt (a unique prefix of at least 6 hex digits is enough)",
     "ledger.verify": "{signatures?}: every link, sum and, if asked, signature",
-    "ledger.settle": "{}: close all idle channels that owe this node, and fetch the federation's newest certificates",
+    "ledger.settle": "{}: deliver vouchers, close idle channels that owe this node, fetch the newest certificates",
     "federation.show": "{}: genesis, id, witnesses, issuers, whether this node is one of them",
     "federation.grant": "{to, credits}: issue credits (issuers only)",
     "stop": "{}: end the node as if by Ctrl-C",

@@ -19,6 +19,7 @@ from node.bootstrap import BootstrapKeeper
 from node.config import NodeConfig
 from node.directory import Directory
 from node.ledger_operations import LedgerOperations
+from node.ledger_service import LedgerService
 from node.models import ModelError, ModelStore
 from node.network import Network
 from node.operations import OPERATIONS, STREAMED, Json, Method, OperationFailed, dispatch
@@ -40,6 +41,7 @@ class Parts:
     directory: Directory
     services: Services
     bookkeeper: Bookkeeper
+    ledger: LedgerService
     models: ModelStore
     stop: Callable[[], None]
     problems: Callable[[], tuple[str, ...]]  # what is wrong now, in words, with the fix
@@ -202,10 +204,11 @@ class NodeOperations:
     # --- ledger and federation ----------------------------------------------------------------------
 
     async def ledger_settle(self) -> Json:
-        """Close channels that owe this node, then fetch what is new."""
+        """Bring workers what they may have missed, close channels that owe this node, fetch what is new."""
+        undelivered = await self._parts.ledger.deliver_vouchers()
         closed = await self._parts.bookkeeper.close_idle(0)
         await self._parts.bookkeeper.sync()
-        return {"closed": closed}
+        return {"closed": closed, "undelivered": undelivered}
 
     async def federation_grant(self, to: str, credits: str) -> Json:
         """Issue credits to a node."""

@@ -50,6 +50,8 @@ SILENCE_SECONDS = params.SILENCE_TIMEOUT / 1_000
 SETTLE_SECONDS = 5.0  # wait for Settled after the last voucher
 LEAVE_SECONDS = 2.0  # to say goodbye and pay when the asker has gone
 
+STALE_CHANNEL = (ErrorCode.CHANNEL_CLOSED, ErrorCode.UNKNOWN_CHANNEL, ErrorCode.EXPIRED)
+
 OpenStream = Callable[[NodeId], Awaitable[Stream]]
 Deliver = Callable[[str], Awaitable[None]]
 Queued = Callable[[int, int], Awaitable[None]]  # (position, expected wait in ms)
@@ -98,7 +100,12 @@ class Requester:
         self, candidate: Candidate, question: Question, part: Part, time_left_ms: int, deliver: Deliver, queued: Queued
     ) -> Outcome:
         """Ask one worker to answer, or to continue `part`. Never raises for what the worker did."""
-        return await _Asking(self, candidate, question, part, deliver, queued).run(time_left_ms)
+        asking = _Asking(self, candidate, question, part, deliver, queued)
+        outcome = await asking.run(time_left_ms)
+        if asking.channel_was_stale:  # the worker settled it in the meantime; a new channel will do
+            asking = _Asking(self, candidate, question, part, deliver, queued)
+            outcome = await asking.run(time_left_ms)
+        return outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +140,7 @@ class _Asking:
         self._paid: _Paid | None = None  # the last voucher and what it covers
         self._share: WorkerShare | None = None  # once it is written down
         self._signing = trio.Lock()
+        self.channel_was_stale = False
         self._lost = False  # there is nobody to say goodbye to
         self._unpaid = trio.Event()  # set when there is more to sign for; replaced when taken
         self._began = time.monotonic()
@@ -147,6 +155,9 @@ class _Asking:
                     ending = await self._converse(time_left_ms, stack)
                     return await self._ended(ending)
             except Refused as error:
+                if self._lease is not None and error.code in STALE_CHANNEL:
+                    self._lease.spoil()
+                    self.channel_was_stale = not self._conversation.begun
                 return await self._outcome(error.code, error.message, error.retry_after_ms, refused=True)
             except NetworkError as error:
                 self._lost = True

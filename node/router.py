@@ -23,6 +23,7 @@ from protocol.routing import Candidate, Ranking, explain_no_peer
 log = logging.getLogger("mtor.router")
 
 MAX_ATTEMPTS = 8  # workers asked for one query; more would only spread a poison query
+NO_PEER_RETRY_MS = 5_000  # offers come and go within seconds
 LAST_WORD_MS = 1_000  # of the deadline, kept for the worker's last word and the settlement
 DISCOVERY_SECONDS = 3.0  # to wait for a first offer when none is known
 RECOVERY_PAUSE_SECONDS = 1.0  # between tries while a begun answer has nobody to continue it
@@ -43,10 +44,14 @@ Emit = Callable[[AnswerEvent], Awaitable[None]]
 class Router:
     """Answers queries. Each has an `_Answering` of its own."""
 
-    def __init__(self, directory: Directory, requester: Requester, seek: Callable[[], None]) -> None:
+    def __init__(
+        self, directory: Directory, requester: Requester, seek: Callable[[], None], hint: Callable[[], str] = lambda: ""
+    ) -> None:
+        """`seek` starts a search for offers; `hint` says what this node itself is waiting for."""
         self.directory = directory
         self.requester = requester
         self.seek = seek
+        self.hint = hint
 
     async def answer(self, question: Question, emit: Emit) -> None:
         """Emit events; the last is `Completed` or `Failed`. Cancel the surrounding scope to stop."""
@@ -121,7 +126,8 @@ class _Answering:
             await self._fail()
             return None
         reason = explain_no_peer(self._question.realm, self._question.requirements, ranking)
-        await self._emit(Failed(ErrorCode.NO_PEER, reason))
+        hint = self._router.hint()
+        await self._emit(Failed(ErrorCode.NO_PEER, f"{reason}. {hint}" if hint else reason, NO_PEER_RETRY_MS))
         return None
 
     def _may_recover(self) -> bool:

@@ -268,9 +268,7 @@ class ChatRequest(Message):
     frequency_penalty: Annotated[int, Between(0, 4_000)]  # thousandths + 2000; 2000 is none
     presence_penalty: Annotated[int, Between(0, 4_000)]  # thousandths + 2000; 2000 is none
     seed: Count  # 0: the worker chooses
-    stop: Annotated[
-        tuple[Annotated[str, Length(1, params.MAX_STOP_BYTES)], ...], Length(0, params.MAX_STOP_STRINGS)
-    ]
+    stop: Annotated[tuple[Annotated[str, Length(1, params.MAX_STOP_BYTES)], ...], Length(0, params.MAX_STOP_STRINGS)]
 
 
 @message(33)

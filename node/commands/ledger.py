@@ -60,7 +60,7 @@ def show(options: argparse.Namespace) -> int:
     if options.json:
         print_json(entry)
     else:
-        print(entry.pop("explanation", ""))
+        print(entry.pop("sentence"))
         print_facts(entry)
     return 0
 

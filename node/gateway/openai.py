@@ -112,8 +112,10 @@ def read_chat_request(body: bytes) -> Asked:
     _refuse_unsupported(request)
     wishes = request.mtor or MtorWishes()
     realm, model = _target(request.model, wishes.realm)
+    turns = tuple(_turn(index, message) for index, message in enumerate(request.messages))
+    _refuse_size(turns)
     chat = ChatRequest(
-        turns=tuple(_turn(index, message) for index, message in enumerate(request.messages)),
+        turns=turns,
         max_tokens=request.max_completion_tokens or request.max_tokens or 0,
         temperature=_thousandths(request.temperature, DEFAULT_TEMPERATURE),
         top_p=_thousandths(request.top_p, DEFAULT_TOP_P),
@@ -197,13 +199,18 @@ def _text(index: int, content: str | list[ContentPart] | None) -> str:
 def _bounded(index: int, text: str) -> str:
     where = f"messages.{index}.content"
     try:
-        size = len(text.encode())
+        text.encode()
     except UnicodeEncodeError:
         raise ApiError(400, f"{where} is not valid Unicode (a lone surrogate)", param=where) from None
-    if size > params.MAX_TEXT_BYTES // 2:
-        limit = params.MAX_TEXT_BYTES // 2
-        raise ApiError(413, f"{where} has {size} bytes, the limit is {limit}", code="prompt_too_large", param=where)
     return text
+
+
+def _refuse_size(turns: tuple[Turn, ...]) -> None:
+    """A frame holds the conversation and, after a failover, the answer so far: each may have half of it."""
+    size, limit = sum(len(turn.text.encode()) + 16 for turn in turns), params.MAX_TEXT_BYTES // 2
+    if size > limit:
+        message = f"the conversation has {size} bytes, the limit is {limit}; send a shorter one"
+        raise ApiError(413, message, code="prompt_too_large", param="messages")
 
 
 def _thousandths(value: float | None, default: float) -> int:

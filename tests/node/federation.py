@@ -100,6 +100,7 @@ class MemoryNode:
         self.directory = Directory(signer.node, now_ms)
         witness = RemoteWitness(self.network, federation.genesis.witnesses, self.directory.addresses)
         self.bookkeeper = Bookkeeper(MemoryStore(), signer, federation, issuer, now_ms, witness)
+        self.ledger = LedgerService(self.bookkeeper, self.network)
         free = FreeSection(tokens_per_day=int(str(section.pop("free_tokens", 0))))
         self.services = Services([self._service(engine, section) for engine in engines], free=bool(free.tokens_per_day))
         self.worker = Worker(signer.node, self.services, self.bookkeeper, free, now_ms)
@@ -128,7 +129,7 @@ class MemoryNode:
                 self._nursery = nursery
                 await nursery.start(self.network.run)
                 self.network.serve(QUERY_PROTOCOL, self.worker.serve)
-                await nursery.start(LedgerService(self.bookkeeper, self.network).run)
+                await nursery.start(self.ledger.run)
                 await nursery.start(self.announcer.run)
                 task_status.started()
 

@@ -160,3 +160,23 @@ async def test_an_engine_error_that_is_the_askers_fault_is_told() -> None:
     async with memory_federation(FakeEngine()) as federation:
         failed = (await federation.gateway.ask(question("   "))).failed
         assert failed.code is ErrorCode.INVALID_REQUEST and "empty" in failed.message
+
+
+async def test_a_worker_that_comes_back_gets_the_voucher_that_it_missed() -> None:
+    async with memory_federation(FakeEngine(seconds_per_token=0.02), FakeEngine(seconds_per_token=0.02)) as federation:
+        answered = Answered()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(federation.gateway.router.answer, question(), answered.emit)
+            while len(answered.text.split()) < 10:
+                await trio.sleep(0.01)
+            lost = answered.workers[0]
+            federation.hub.partition(lost, federation.gateway.signer.node)
+        share = answered.completed.shares[0]
+        assert share.worker == lost and answered.completed.failover
+        assert len(federation.gateway.bookkeeper.unheard_vouchers()) <= 1
+        federation.hub.heal(lost, federation.gateway.signer.node)
+        with trio.fail_after(5):
+            while await federation.gateway.ledger.deliver_vouchers():
+                await trio.sleep(0.05)
+        await federation.settle()
+        assert (await federation.by_id(lost).bookkeeper.balance()).earned == share.amount
