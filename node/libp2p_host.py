@@ -26,6 +26,7 @@ from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStoreError
+from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.validators import signature_validator
@@ -277,11 +278,14 @@ class Libp2pNetwork:
 
     async def _open_stream(self, peer: NodeId, protocol: str, addresses: Sequence[str]) -> Stream:
         connection = await self._ensure_connection(peer, addresses)
-        try:
-            raw = await self._host.new_stream(_libp2p_id(peer), [TProtocol(protocol)])
-        except Exception as error:
-            raise NetworkError(f"{peer_id(peer)} does not take a stream {protocol}: {error}") from error
+        raw = await connection.new_stream()
         connection.remove_stream(raw)  # the connection's list would keep it long after its end
+        try:
+            wire = MultiselectCommunicator(raw)
+            await self._host.multiselect_client.select_one_of([TProtocol(protocol)], wire, int(OPEN_TIMEOUT))
+        except BaseException:
+            await _farewell(raw.reset)
+            raise
         return _Libp2pStream(raw, peer)
 
     def serve(self, protocol: str, handler: StreamHandler) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -103,9 +103,14 @@ async def pair(world: World) -> tuple[Network, Network]:
 
 
 @pytest.fixture(autouse=True)
-async def patience() -> AsyncIterator[None]:
-    with trio.fail_after(PATIENCE):
-        yield
+async def patience(nursery: trio.Nursery) -> None:
+    """A scope in a fixture would not reach the test; a background task that fails does."""
+
+    async def fail_late() -> None:
+        await trio.sleep(PATIENCE)
+        raise TimeoutError(f"not done within {PATIENCE:.0f} s")
+
+    nursery.start_soon(fail_late)
 
 
 async def echo(stream: Stream) -> None:
@@ -399,14 +404,11 @@ async def test_a_read_that_times_out_loses_nothing(pair: tuple[Network, Network]
 
     other.serve(ECHO, trickle)
     stream = await one.open_stream(other.node, ECHO)
-    heard = b""
-    ended = False
-    while not ended:
+    parts = [b"?"]
+    while parts[-1] != b"":
         with trio.move_on_after(0.004):
-            data = await stream.receive()
-            heard += data
-            ended = not data
-    assert heard == b"".join(b"%02d" % number for number in range(40))
+            parts.append(await stream.receive())
+    assert b"".join(parts[1:]) == b"".join(b"%02d" % number for number in range(40))
 
 
 async def test_a_cancelled_write_leaves_other_streams_alone(pair: tuple[Network, Network]) -> None:
