@@ -7,6 +7,7 @@ is an error frame in the stream, and `[DONE]` is sent only after `Completed`. A 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -21,6 +22,8 @@ from node.gateway.openai import DONE_EVENT, Asked, Shapes, event, facts, read_ch
 from node.gateway.ports import Answers
 from protocol.errors import ErrorCode
 from protocol.ids import peer_id
+
+log = logging.getLogger("mtor.gateway")
 
 KEEP_ALIVE_SECONDS = 10.0  # a comment line while there is no text, so that proxies do not hang up
 
@@ -123,15 +126,25 @@ class _Answer:
                     await self._write_end(response, item)
                     return response
                 following = asyncio.ensure_future(anext(events, None))
-        except (ApiError, NodeStopping) as error:
+        except ConnectionError:
+            raise  # the client went away: there is nobody to tell
+        except Exception as error:
             if not response.prepared:
                 raise
-            failure = error if isinstance(error, ApiError) else ApiError(503, "the node is stopping", code="stopping")
-            await response.write(event(failure.body()))
+            await response.write(event(self._in_stream(error).body()))
             await response.write_eof()
             return response
         finally:
             following.cancel()
+
+    def _in_stream(self, error: Exception) -> ApiError:
+        """What the client is told of a failure when the headers are out already: a second answer would be noise."""
+        if isinstance(error, ApiError):
+            return error
+        if isinstance(error, NodeStopping):
+            return ApiError(503, "the node is stopping", code="stopping")
+        log.error("an answer failed", exc_info=error)
+        return self._failure(None)
 
     def _note_or_fail(self, item: AnswerEvent | None, response: web.StreamResponse) -> None:
         """Keep what happened; an end without `Completed` is an error. Raises `ApiError`."""
