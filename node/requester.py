@@ -371,7 +371,7 @@ class _Asking:
             amount = self._lease.spent
             outcome = finish or (code.name.lower() if code else "")
             with trio.CancelScope(shield=True):
-                receipt = await self._record(self._lease, self._paid, amount, outcome)
+                receipt = await self._record_or_warn(self._lease, self._paid, amount, outcome)
         self._share = WorkerShare(
             worker=self._candidate.node,
             model=self._candidate.model.model,
@@ -382,6 +382,14 @@ class _Asking:
             lane="paid" if self._lease else "own" if self._candidate.local else "free",
         )
         return self._share
+
+    async def _record_or_warn(self, lease: ChannelLease, paid: _Paid, amount: int, outcome: str) -> str:
+        """The receipt's id; "" if the ledger could not take it. The voucher is stored, so no credit is lost."""
+        try:
+            return await self._record(lease, paid, amount, outcome)
+        except Refused as error:
+            log.warning("query %s is not in the books: %s", self._question.query_id.hex(), error)
+            return ""
 
     async def _record(self, lease: ChannelLease, paid: _Paid, amount: int, outcome: str) -> str:
         receipt = Receipt(
