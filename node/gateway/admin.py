@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 from typing import Any
 
 from aiohttp import web
@@ -14,6 +15,8 @@ from aiohttp import web
 from node.gateway.bridge import Bridge
 from node.gateway.failures import ApiError
 from node.operations import OPERATIONS, STREAMED, Json, OperationFailed, Operations
+
+log = logging.getLogger("mtor.gateway")
 
 
 class AdminRoutes:
@@ -55,10 +58,22 @@ class AdminRoutes:
             try:
                 async for progress in stream:
                     await response.write(json.dumps(progress).encode() + b"\n")
-            except OperationFailed as error:
-                await response.write(json.dumps({"error": {"message": str(error)}, "done": True}).encode() + b"\n")
+            except ConnectionError:
+                raise  # the client went away: there is nobody to tell
+            except Exception as error:
+                await response.write(
+                    json.dumps({"error": {"message": _said(name, error)}, "done": True}).encode() + b"\n"
+                )
         await response.write_eof()
         return response
+
+
+def _said(name: str, error: Exception) -> str:
+    """What a failure in mid-stream is called; details of a bug go to the log alone."""
+    if isinstance(error, OperationFailed):
+        return str(error)
+    log.error("%s failed", name, exc_info=error)
+    return f"{name} failed in a way that the node cannot name; see its log"
 
 
 async def _arguments(request: web.Request) -> Json:

@@ -57,7 +57,7 @@ class Guards:
 
     def _check_origin(self, request: web.Request) -> None:
         origin = request.headers.get("Origin")
-        if origin is None or origin in self._config.allowed_origins or urlsplit(origin).netloc == request.host:
+        if origin is None or origin in self._config.allowed_origins or _site(origin) == request.host:
             return
         raise ApiError(403, f"pages of {origin} may not call this node (gateway.allowed_origins)", code="bad_origin")
 
@@ -74,9 +74,17 @@ class Guards:
 
 
 def bearer(request: web.Request) -> str:
-    """The bearer token of a request; "" without one."""
+    """The bearer token of a request; "" without one. Tokens made here are ASCII; other bytes are no token."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
+    return token.strip() if scheme.lower() == "bearer" and token.isascii() else ""
+
+
+def _site(origin: str) -> str:
+    """Host and port of an origin; "" if it has none or is not one."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 def _host_name(host: str) -> str:

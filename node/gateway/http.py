@@ -219,10 +219,11 @@ def _error_response(error: ApiError) -> web.Response:
 
 
 def _admin_token(data: Path) -> str:
-    """The operator's token, made at the first start."""
+    """The operator's token, made at the first start. An empty file is no token: everybody would have it."""
     path = data / TOKEN_FILE
     with contextlib.suppress(FileNotFoundError):
-        return path.read_text().strip()
+        if token := path.read_text().strip():
+            return token
     token = secrets.token_urlsafe(32)
     write_private(path, token)
     return token

@@ -1,25 +1,39 @@
 """The HTTP side over real sockets: shapes, errors, guards, pressure, disconnects."""
 
+import json
+import re
+import socket
+import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from node.answers import Delta, Failed, Question, Routed
+from node.config import GatewaySection
 from node.gateway.failures import MEANINGS
+from node.gateway.http import Gateway, GatewayError
+from node.gateway.keys import ApiKeys
+from node.operations import OPERATIONS, OperationFailed
 from protocol.errors import ErrorCode
 from protocol.ids import peer_id
 from protocol.signing import Signer
 from tests.node.gateway_world import (
+    HANG_SECONDS,
     MODEL,
     ROUTED,
     WORKER,
     Emit,
+    ScriptedAnswers,
+    ScriptedFacts,
+    ScriptedOperations,
     completed,
     events,
     failing,
     gateway_world,
     saying,
+    until,
 )
 
 CHAT = "/v1/chat/completions"
@@ -302,3 +316,301 @@ async def test_unknown_routes_and_methods_have_openai_shape(tmp_path: Path) -> N
         method = await world.ask("GET", CHAT)
         assert method.status == 405 and "POST" in method.error["message"]
         assert method.error["code"] == "method_not_allowed"
+
+
+# --- who may call --------------------------------------------------------------------------------------
+
+
+async def test_host_must_name_this_node(tmp_path: Path) -> None:
+    async with gateway_world(tmp_path, allowed_hosts=("mtor.lan",)) as world:
+        for host in ("localhost", "127.0.0.1:9000", "[::1]:9000", "mtor.lan", "mtor.lan:80"):
+            assert (await world.ask("GET", "/v1/models", headers={"Host": host})).status == 200, host
+        for host in ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example:9000", "192.168.1.7", ""):
+            reply = await world.ask("GET", "/v1/models", headers={"Host": host})
+            assert reply.status == 403 and reply.error["code"] == "bad_host", host
+
+
+async def test_pages_of_other_sites_are_refused(tmp_path: Path) -> None:
+    async with gateway_world(tmp_path, allowed_origins=("https://chat.lan",)) as world:
+        own = f"http://127.0.0.1:{world.port}"
+        for origin in (own, "https://chat.lan"):
+            assert (await world.ask("GET", "/v1/models", headers={"Origin": origin})).status == 200, origin
+        for origin in ("https://evil.example", "null", "http://chat.lan", "http://127.0.0.1:1", "http://["):
+            reply = await world.ask("GET", "/v1/models", headers={"Origin": origin})
+            assert reply.status == 403 and reply.error["code"] == "bad_origin", origin
+
+
+async def test_operators_routes_want_the_token(tmp_path: Path) -> None:
+    async with gateway_world(tmp_path) as world:
+        for credentials in ("", "Bearer", "Bearer wrong", f"Basic {world.token}", b"Bearer \xff\xfe"):
+            headers: Any = {"Authorization": credentials}
+            reply = await world.ask("POST", "/mtor/v1/status", {}, headers)
+            assert reply.status == 401 and reply.error["code"] == "bad_token", credentials
+        assert (await world.operate("status")).status == 200
+        assert (await world.ask("POST", "/mtor/v1/x", {})).status == 401  # also where there is nothing
+
+
+async def test_an_empty_token_file_lets_nobody_in(tmp_path: Path) -> None:
+    (tmp_path / "admin.token").touch()
+    async with gateway_world(tmp_path) as world:
+        assert (await world.ask("POST", "/mtor/v1/status", {})).status == 401
+        assert (await world.operate("status")).status == 200
+
+
+async def test_private_files_are_private_and_the_address_goes_with_the_node(tmp_path: Path) -> None:
+    async with gateway_world(tmp_path) as world:
+        token = world.token
+        for name in ("admin.token", "gateway.json"):
+            assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+        assert json.loads((tmp_path / "gateway.json").read_text())["url"] == world.url
+    assert not (tmp_path / "gateway.json").exists()
+    async with gateway_world(tmp_path) as world:
+        assert world.token == token and len(token) >= 32
+
+
+async def test_without_keys_only_loopback_is_served(tmp_path: Path) -> None:
+    gateway = _gateway(tmp_path, host="0.0.0.0")
+    with pytest.raises(GatewayError, match="mtor keys create"):
+        await gateway.run()
+    assert not (tmp_path / "gateway.json").exists()
+
+
+async def test_with_keys_the_world_is_asked_for_one(tmp_path: Path) -> None:
+    keys = ApiKeys(tmp_path)
+    first, second = keys.create("laptop"), keys.create("phone")
+    async with gateway_world(tmp_path, host="0.0.0.0") as world:
+        for key, status in ((first, 200), (second, 200), ("mtor-wrong", 401), ("", 401), (world.token, 401)):
+            reply = await world.ask("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})
+            assert reply.status == status
+        not_text: Any = {"Authorization": b"Bearer \xff"}
+        assert (await world.ask("GET", "/v1/models", headers=not_text)).error["code"] == "invalid_api_key"
+        assert (await world.ask("POST", CHAT, b"{")).status == 401  # before the body is looked at
+        assert (await world.ask("GET", "/healthz")).status == 200
+        assert (await world.ask("POST", "/mtor/v1/status", {}, {"Authorization": f"Bearer {first}"})).status == 401
+        keys.revoke(keys.all()[0].id)
+        assert (await world.ask("GET", "/v1/models", headers={"Authorization": f"Bearer {first}"})).status == 401
+
+
+def test_keys_are_kept_as_hashes_in_a_private_file(tmp_path: Path) -> None:
+    keys = ApiKeys(tmp_path)
+    key = keys.create("laptop")
+    file = tmp_path / "api_keys"
+    assert key not in file.read_text() and key.removeprefix("mtor-") not in file.read_text()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert [kept.name for kept in keys.all()] == ["laptop"] and keys.accepts(key) and not keys.accepts(key + "x")
+
+
+async def test_a_port_in_use_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(GatewayError, match=rf"{port} is in use.*--port"):
+            await _gateway(tmp_path, port=port).run()
+
+
+async def test_an_address_of_nobody_here_is_named(tmp_path: Path) -> None:
+    ApiKeys(tmp_path).create("laptop")
+    with pytest.raises(GatewayError, match=r"203\.0\.113\.9.*gateway\.host"):
+        await _gateway(tmp_path, host="203.0.113.9").run()
+
+
+def _gateway(data: Path, **section: Any) -> Gateway:
+    config = GatewaySection.model_validate({"port": 0} | section)
+    return Gateway(config, data, ScriptedAnswers(saying("x")), ScriptedOperations(), ScriptedFacts())
+
+
+# --- the operator's routes -----------------------------------------------------------------------------
+
+
+async def test_every_operation_is_reached_with_its_arguments(tmp_path: Path) -> None:
+    async with gateway_world(tmp_path) as world:
+        for name in OPERATIONS:
+            if name != "ledger.show":
+                assert (await world.operate(name, {"limit": 3})).json == {"name": name, "arguments": {"limit": 3}}
+
+
+async def test_operations_that_fail_say_why(tmp_path: Path) -> None:
+    async with gateway_world(tmp_path) as world:
+        failed = await world.operate("ledger.show")
+        assert failed.status == 400 and failed.error["message"] == "there is no such entry"
+        unknown = await world.operate("ledger.balanse")
+        assert unknown.status == 404 and "did you mean ledger.balance?" in unknown.error["message"]
+        for body in (b"{", b"[1]", b"[" * 100_000):
+            reply = await world.operate("status", body)
+            assert reply.status == 400 and reply.error["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize("broken", [None, OperationFailed("the disk is full"), ZeroDivisionError("a secret detail")])
+async def test_long_operations_come_as_lines(tmp_path: Path, broken: Exception | None) -> None:
+    async with gateway_world(tmp_path) as world:
+        world.operations.broken_stream = broken
+        reply = await world.operate("models.pull", {"model": MODEL})
+        lines = [json.loads(line) for line in reply.body.splitlines()]
+        assert reply.headers["content-type"] == "application/x-ndjson" and len(lines) == 2
+        assert lines[0] == {"step": "fetch", "done_bytes": 1, "total_bytes": 2} and lines[1]["done"] is True
+        assert ("error" in lines[1]) == (broken is not None) and b"secret" not in reply.body
+        if isinstance(broken, OperationFailed):
+            assert lines[1]["error"]["message"] == "the disk is full"
+
+
+# --- small routes --------------------------------------------------------------------------------------
+
+
+async def test_models_are_listed_and_found(tmp_path: Path) -> None:
+    async with gateway_world(tmp_path) as world:
+        listed = (await world.ask("GET", "/v1/models")).json
+        assert listed["object"] == "list" and [row["id"] for row in listed["data"]] == [MODEL]
+        one = (await world.ask("GET", f"/v1/models/{MODEL}")).json
+        assert one == listed["data"][0] and one["object"] == "model" and one["mtor"]["workers"] == 2
+        missing = await world.ask("GET", "/v1/models/a/folder")
+        assert (
+            missing.status == 404
+            and missing.error["code"] == "model_not_found"
+            and MODEL in missing.json["error"]["message"]
+        )
+
+
+async def test_health_is_not_readiness(tmp_path: Path) -> None:
+    async with gateway_world(tmp_path) as world:
+        assert (await world.ask("GET", "/readyz")).json == {"ready": True, "reason": ""}
+        world.facts.ready = (False, "no model is on offer")
+        not_ready = await world.ask("GET", "/readyz")
+        assert not_ready.status == 503 and not_ready.json["reason"] == "no model is on offer"
+        assert (await world.ask("GET", "/healthz")).json == {"ok": True}
+
+
+async def test_metrics_count_and_hold_no_ids(tmp_path: Path) -> None:
+    async with gateway_world(tmp_path) as world:
+        await world.chat(model="a-name-of-the-clients-choosing")
+        await world.chat(stream=True)
+        world.answers.script = failing(ErrorCode.NO_PEER)
+        await world.chat()
+        world.answers.script = _bug_after("text")
+        await world.chat(stream=True)
+        await world.ask("GET", "/a/path/of/the/clients/choosing")
+        text = (await world.ask("GET", "/metrics")).body.decode()
+        assert 'mtor_queries_total{outcome="completed",realm="$CHAT"} 2.0' in text
+        assert 'mtor_queries_total{outcome="no_peer",realm="$CHAT"} 1.0' in text
+        assert 'mtor_queries_total{outcome="internal",realm="$CHAT"} 1.0' in text
+        assert 'mtor_tokens_total{direction="out",realm="$CHAT"} 6.0' in text
+        assert "mtor_running_queries 0.0" in text and "mtor_peers 3.0" in text
+        assert set(re.findall(r"[{,](\w+)=", text)) == {"realm", "outcome", "direction", "status", "le"}
+        ids = [peer_id(WORKER), WORKER.hex(), *(asked.query_id.hex() for asked in world.answers.asked)]
+        assert not any(found in text for found in [*ids, "choosing"])
+
+
+async def test_answers_say_that_they_are_what_they_say(tmp_path: Path) -> None:
+    async with gateway_world(tmp_path) as world:
+        index = await world.ask("GET", "/")
+        assert b"MTOR node" in index.body and "default-src 'none'" in index.headers["content-security-policy"]
+        for path in ("/", "/v1/models", "/nothing"):
+            assert (await world.ask("GET", path)).headers["x-content-type-options"] == "nosniff"
+
+
+# --- pressure and leaving ------------------------------------------------------------------------------
+
+
+async def _endless(question: Question, emit: Emit) -> None:
+    await emit(ROUTED)
+    while True:
+        await emit(Delta("x" * 10_000))
+
+
+async def _silent(question: Question, emit: Emit) -> None:
+    await emit(ROUTED)
+    await trio.sleep_forever()
+
+
+def _request(stream: bool) -> bytes:
+    body = json.dumps({"model": "auto", "messages": [{"role": "user", "content": "hi"}], "stream": stream}).encode()
+    return b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), len(body)) + body
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("script", [_endless, _silent])
+async def test_a_client_that_leaves_cancels_its_query(tmp_path: Path, script: Any, stream: bool) -> None:
+    async with gateway_world(tmp_path, script) as world:
+        client = await trio.open_tcp_stream("127.0.0.1", world.port)
+        await client.send_all(_request(stream))
+        await until(lambda: world.answers.emitted > 0)
+        await client.aclose()
+        await until(lambda: world.answers.cancelled == 1)
+        text = ""
+        while 'outcome="client_gone"' not in text:
+            text = (await world.ask("GET", "/metrics")).body.decode()
+        assert "mtor_running_queries 0.0" in text
+
+
+async def test_a_client_that_does_not_read_slows_its_own_query_alone(tmp_path: Path) -> None:
+    async with gateway_world(tmp_path, _endless) as world:
+        client = await trio.open_tcp_stream("127.0.0.1", world.port)
+        await client.send_all(_request(stream=True))
+        before = -1
+        while before != world.answers.emitted:  # until it stands still
+            before = world.answers.emitted
+            await trio.sleep(0.3)
+        assert 0 < world.answers.emitted < 2_000  # 20 MB: what the kernel's buffers take, and ours
+        world.answers.script = saying("not slowed")
+        assert (await world.chat(stream=True)).text == "not slowed"
+        stood = world.answers.emitted
+        world.answers.script = _endless
+        received = 0
+        while received < 5 * MIB:
+            received += len(await client.receive_some(MIB))
+        await until(lambda: world.answers.emitted > stood)  # it goes on when the client reads
+        await client.aclose()
+        await until(lambda: world.answers.cancelled == 1)
+
+
+async def test_a_hundred_streams_get_their_own_text(tmp_path: Path) -> None:
+    async def echo(question: Question, emit: Emit) -> None:
+        text = question.request.turns[0].text
+        await saying(*(f"{text}/{number} " for number in range(20)))(question, emit)
+
+    async with gateway_world(tmp_path, echo) as world:
+        got: dict[int, str] = {}
+
+        async def ask(number: int) -> None:
+            body = {"model": "auto", "stream": True, "messages": [{"role": "user", "content": f"q{number}"}]}
+            reply = await trio.to_thread.run_sync(world.ask_here, "POST", CHAT, body, limiter=trio.CapacityLimiter(1))
+            assert reply.frames[-1] == "[DONE]"
+            got[number] = reply.text
+
+        async with trio.open_nursery() as nursery:
+            for number in range(100):
+                nursery.start_soon(ask, number)
+        assert got == {number: "".join(f"q{number}/{part} " for part in range(20)) for number in range(100)}
+
+
+async def test_more_than_max_concurrent_is_overloaded(tmp_path: Path) -> None:
+    async with gateway_world(tmp_path, _silent, max_concurrent=1) as world:
+        client = await trio.open_tcp_stream("127.0.0.1", world.port)
+        await client.send_all(_request(stream=True))
+        await until(lambda: world.answers.emitted == 1)
+        reply = await world.chat()
+        assert reply.status == 503 and reply.error["code"] == "overloaded" and reply.headers["retry-after"] == "1"
+        await client.aclose()
+        await until(lambda: world.answers.cancelled == 1)
+        world.answers.script = saying("free again")
+        with trio.fail_after(HANG_SECONDS):
+            while (await world.chat()).status != 200:
+                await trio.sleep(0.01)
+
+
+async def test_a_stopping_node_tells_streams_that_it_stops(tmp_path: Path) -> None:
+    async def one_word(question: Question, emit: Emit) -> None:
+        await emit(ROUTED)
+        await emit(Delta("word"))
+        await trio.sleep_forever()
+
+    async with gateway_world(tmp_path, one_word) as world:
+        client = await trio.open_tcp_stream("127.0.0.1", world.port)
+        await client.send_all(_request(stream=True))
+        received = await client.receive_some()
+        while b"word" not in received:
+            received += await client.receive_some()
+        world.stop()
+        with trio.fail_after(HANG_SECONDS, shield=True):
+            async for data in client:
+                received += data
+            await client.aclose()
+        assert b'"code":"stopping"' in received and b"[DONE]" not in received
