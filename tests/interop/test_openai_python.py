@@ -1,0 +1,251 @@
+"""OpenAI's own Python client against the gateway: the interface that others' programs are written for."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import trio
+from openai import AsyncOpenAI, OpenAI
+
+from node.answers import Delta, Question
+from node.gateway.keys import ApiKeys
+from protocol.errors import ErrorCode
+from protocol.ids import peer_id
+from tests.node.gateway_world import (
+    HANG_SECONDS,
+    MODEL,
+    ROUTED,
+    WORKER,
+    Emit,
+    World,
+    failing,
+    gateway_world,
+    saying,
+    until,
+)
+
+HELLO: Any = [{"role": "user", "content": "hello"}]
+
+
+async def with_client(world: World, use: Callable[[OpenAI], None], key: str = "none") -> None:
+    """Run `use` in a thread with a client that neither retries nor waits for ever."""
+
+    def program() -> None:
+        with OpenAI(base_url=f"{world.url}/v1", api_key=key, max_retries=0, timeout=HANG_SECONDS) as client:
+            use(client)
+
+    await trio.to_thread.run_sync(program)
+
+
+async def test_models(tmp_path: Path) -> None:
+    def use(client: OpenAI) -> None:
+        assert [model.id for model in client.models.list()] == [MODEL]
+        assert client.models.retrieve(MODEL).owned_by == "mtor"
+        with pytest.raises(openai.NotFoundError) as missing:
+            client.models.retrieve("gpt-9")
+        assert missing.value.code == "model_not_found" and MODEL in missing.value.message
+
+    async with gateway_world(tmp_path) as world:
+        await with_client(world, use)
+
+
+async def test_a_whole_answer(tmp_path: Path) -> None:
+    def use(client: OpenAI) -> None:
+        answer = client.chat.completions.create(model="auto", messages=HELLO, max_tokens=9, temperature=0.5, seed=3)
+        assert answer.choices[0].message.content == "Paris" and answer.choices[0].finish_reason == "stop"
+        assert answer.usage is not None and answer.usage.total_tokens == 10
+        assert answer.id.startswith("chatcmpl-") and answer.model == MODEL
+
+    async with gateway_world(tmp_path, saying("Par", "is")) as world:
+        await with_client(world, use)
+
+
+async def test_a_stream(tmp_path: Path) -> None:
+    def use(client: OpenAI) -> None:
+        chunks = list(client.chat.completions.create(model="auto", messages=HELLO, stream=True))
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Paris 🎈"
+        assert chunks[0].choices[0].delta.role == "assistant" and chunks[-1].choices[0].finish_reason == "length"
+        assert len({chunk.id for chunk in chunks}) == 1 and all(chunk.usage is None for chunk in chunks)
+
+    async with gateway_world(tmp_path, saying("Par", "is", " 🎈", finish="length")) as world:
+        await with_client(world, use)
+
+
+async def test_usage_of_a_stream(tmp_path: Path) -> None:
+    def use(client: OpenAI) -> None:
+        wanted: Any = {"include_usage": True}
+        *_, last = client.chat.completions.create(model="auto", messages=HELLO, stream=True, stream_options=wanted)
+        assert last.choices == [] and last.usage is not None
+        assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (7, 3)
+
+    async with gateway_world(tmp_path) as world:
+        await with_client(world, use)
+
+
+async def test_the_stream_helper_puts_an_answer_together(tmp_path: Path) -> None:
+    def use(client: OpenAI) -> None:
+        with client.chat.completions.stream(model="auto", messages=HELLO) as stream:
+            texts = [event.delta for event in stream if event.type == "content.delta"]
+            assert stream.get_final_completion().choices[0].message.content == "Paris" == "".join(texts)
+
+    async with gateway_world(tmp_path, saying("Par", "is")) as world:
+        await with_client(world, use)
+
+
+async def test_headers_tell_who_answered(tmp_path: Path) -> None:
+    def use(client: OpenAI) -> None:
+        raw = client.chat.completions.with_raw_response.create(model="auto", messages=HELLO)
+        assert raw.headers["x-mtor-worker"] == peer_id(WORKER) and len(raw.headers["x-mtor-query"]) == 32
+        assert raw.parse().choices[0].message.content == "Hello"
+
+    async with gateway_world(tmp_path) as world:
+        await with_client(world, use)
+
+
+async def test_wishes_go_in_the_extra_body(tmp_path: Path) -> None:
+    def use(client: OpenAI) -> None:
+        wishes = {"mtor": {"device": "cuda", "max_price_out": 5}}
+        answer = client.chat.completions.create(model="auto", messages=HELLO, extra_body=wishes)
+        assert answer.model_extra is not None and answer.model_extra["mtor"]["cost_micro"] == 16
+
+    async with gateway_world(tmp_path) as world:
+        await with_client(world, use)
+        wanted = world.answers.asked[0].requirements
+        assert (wanted.device_kind, wanted.max_price_out) == ("cuda", 5)
+
+
+ERRORS: list[tuple[ErrorCode, type[openai.APIStatusError], int]] = [
+    (ErrorCode.CONTEXT_OVERFLOW, openai.BadRequestError, 400),
+    (ErrorCode.NO_SUCH_MODEL, openai.NotFoundError, 404),
+    (ErrorCode.QUOTA_EXCEEDED, openai.RateLimitError, 429),
+    (ErrorCode.PAYMENT_REQUIRED, openai.APIStatusError, 402),
+    (ErrorCode.ENGINE_FAILED, openai.InternalServerError, 502),
+    (ErrorCode.OVERLOADED, openai.InternalServerError, 503),
+    (ErrorCode.DEADLINE_EXCEEDED, openai.InternalServerError, 504),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_errors_are_the_clients_own_classes(tmp_path: Path, stream: bool) -> None:
+    async with gateway_world(tmp_path) as world:
+        for code, kind, status in ERRORS:
+            world.answers.script = failing(code, f"because of {code.name}")
+
+            def use(client: OpenAI, code: ErrorCode = code, kind: Any = kind, status: int = status) -> None:
+                with pytest.raises(kind) as failure:
+                    client.chat.completions.create(model="auto", messages=HELLO, stream=stream)
+                assert failure.value.status_code == status and f"because of {code.name}" in failure.value.message
+
+            await with_client(world, use)
+
+
+async def test_a_wrong_parameter_is_named(tmp_path: Path) -> None:
+    def use(client: OpenAI) -> None:
+        with pytest.raises(openai.BadRequestError) as failure:
+            client.chat.completions.create(model="auto", messages=HELLO, temperature=3)
+        assert failure.value.param == "temperature" and failure.value.type == "invalid_request_error"
+        with pytest.raises(openai.BadRequestError, match="only one choice"):
+            client.chat.completions.create(model="auto", messages=HELLO, n=2)
+        with pytest.raises(openai.NotFoundError, match="/v1/embeddings"):
+            client.embeddings.create(model="auto", input="text")
+
+    async with gateway_world(tmp_path) as world:
+        await with_client(world, use)
+
+
+async def test_a_stream_that_breaks_raises_after_its_text(tmp_path: Path) -> None:
+    def use(client: OpenAI) -> None:
+        said: list[str] = []
+        with pytest.raises(openai.APIError, match="it vanished"):
+            for chunk in client.chat.completions.create(model="auto", messages=HELLO, stream=True):
+                said.append(chunk.choices[0].delta.content or "")
+        assert "".join(said) == "Hello"
+
+    async with gateway_world(tmp_path, failing(ErrorCode.WORKER_LOST, "it vanished", after=("Hel", "lo"))) as world:
+        await with_client(world, use)
+
+
+async def test_the_client_tries_again_when_told_to(tmp_path: Path) -> None:
+    tries: list[int] = []
+
+    async def second_time(question: Question, emit: Emit) -> None:
+        tries.append(1)
+        busy = len(tries) == 1
+        await (failing(ErrorCode.OVERLOADED, retry_after_ms=1) if busy else saying("now"))(question, emit)
+
+    def use(client: OpenAI) -> None:
+        answer = client.with_options(max_retries=1).chat.completions.create(model="auto", messages=HELLO)
+        assert answer.choices[0].message.content == "now"
+
+    async with gateway_world(tmp_path, second_time) as world:
+        await with_client(world, use)
+    assert len(tries) == 2
+
+
+async def test_keys(tmp_path: Path) -> None:
+    key = ApiKeys(tmp_path).create("laptop")
+
+    def refused(client: OpenAI) -> None:
+        with pytest.raises(openai.AuthenticationError, match="mtor keys create"):
+            client.chat.completions.create(model="auto", messages=HELLO)
+
+    def accepted(client: OpenAI) -> None:
+        assert client.chat.completions.create(model="auto", messages=HELLO).choices[0].message.content == "Hello"
+
+    async with gateway_world(tmp_path, host="0.0.0.0") as world:
+        await with_client(world, refused, "mtor-wrong")
+        await with_client(world, accepted, key)
+
+
+async def _endless(question: Question, emit: Emit) -> None:
+    await emit(ROUTED)
+    while True:
+        await emit(Delta("more "))
+
+
+async def test_closing_a_stream_early_cancels_the_query(tmp_path: Path) -> None:
+    def use(client: OpenAI) -> None:
+        with client.chat.completions.create(model="auto", messages=HELLO, stream=True) as stream:
+            for _ in range(5):
+                next(stream)
+
+    async with gateway_world(tmp_path, _endless) as world:
+        await with_client(world, use)
+        await until(lambda: world.answers.cancelled == 1)
+
+
+async def test_the_asynchronous_client(tmp_path: Path) -> None:
+    async def echo(question: Question, emit: Emit) -> None:
+        await saying("you said ", question.request.turns[-1].text)(question, emit)
+
+    async def program(url: str) -> list[str]:
+        async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=HANG_SECONDS) as client:
+
+            async def ask(text: str) -> str:
+                messages: Any = [{"role": "user", "content": text}]
+                stream = await client.chat.completions.create(model="auto", messages=messages, stream=True)
+                return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+            return await asyncio.gather(*(ask(str(number)) for number in range(20)))
+
+    async with gateway_world(tmp_path, echo) as world:
+        said = await trio.to_thread.run_sync(lambda: asyncio.run(program(world.url)))
+    assert said == [f"you said {number}" for number in range(20)]
+
+
+async def test_a_client_that_gives_up_waiting_cancels_its_query(tmp_path: Path) -> None:
+    async def silent(question: Question, emit: Emit) -> None:
+        await emit(ROUTED)
+        await trio.sleep_forever()
+
+    def use(client: OpenAI) -> None:
+        with pytest.raises(openai.APITimeoutError):
+            client.with_options(timeout=httpx.Timeout(0.2)).chat.completions.create(model="auto", messages=HELLO)
+
+    async with gateway_world(tmp_path, silent) as world:
+        await with_client(world, use)
+        await until(lambda: world.answers.cancelled == 1)
