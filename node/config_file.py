@@ -50,18 +50,20 @@ def _read(path: Path) -> tuple[dict[str, Any], Marks]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as text: {error}") from None
+    marks: Marks = {}
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+        tree = None if root is None else _plain(path, root, (), marks)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         raise ConfigError(f"{path}{where}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    if root is None:
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply, or an alias stands in what it names") from None
+    if tree is None:
         return {}, {}
-    marks: Marks = {}
-    tree = _plain(path, root, (), marks)
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}:1:1: the file is a mapping, with keys like `realms:` and `gateway:`")
     return tree, marks
@@ -73,7 +75,7 @@ def _plain(path: Path, node: yaml.Node, at: Path_, marks: Marks) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return [_plain(path, item, (*at, index), marks) for index, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
-        return yaml.SafeLoader("").construct_object(node)
+        return _scalar(path, node)
     plain: dict[str, Any] = {}
     for key_node, value_node in node.value:
         key = str(key_node.value)
@@ -84,14 +86,29 @@ def _plain(path: Path, node: yaml.Node, at: Path_, marks: Marks) -> Any:
     return plain
 
 
+def _scalar(path: Path, node: yaml.Node) -> Any:
+    """One value. Texts that look like a date and are none make the loader fail."""
+    try:
+        return yaml.SafeLoader("").construct_object(node)
+    except ValueError as error:
+        raise ConfigError(f"{_place(path, node.start_mark)}: not valid YAML: {error}; put a text in quotes") from None
+
+
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """`MTOR_SECTION__KEY=value`; values are read as YAML scalars. Names without `__` belong to others."""
     tree: dict[str, Any] = {}
     for name, value in environment.items():
         section, found, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
         if name.startswith(ENVIRONMENT_PREFIX) and found and name not in RESERVED:
-            tree.setdefault(section, {})[key] = yaml.safe_load(value)
+            tree.setdefault(section, {})[key] = _environment_value(name, value)
     return tree
+
+
+def _environment_value(name: str, value: str) -> Any:
+    try:
+        return yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise ConfigError(f"{name}: {value!r} is not a YAML value; put a text in quotes") from None
 
 
 def _merge(tree: dict[str, Any], over: Mapping[str, Any]) -> None:
