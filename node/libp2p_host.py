@@ -278,7 +278,21 @@ class Libp2pNetwork:
 
     async def _open_stream(self, peer: NodeId, protocol: str, addresses: Sequence[str]) -> Stream:
         connection = await self._ensure_connection(peer, addresses)
-        raw = await connection.new_stream()
+        try:
+            return await self._stream_on(connection, peer, protocol)
+        except Exception as error:
+            if not _is_closed(connection):
+                raise
+            log.debug("the connection to %s was dead already (%r); dialling again", peer_id(peer), error)
+        connection = await self._ensure_connection(peer, addresses)
+        return await self._stream_on(connection, peer, protocol)
+
+    async def _stream_on(self, connection: Any, peer: NodeId, protocol: str) -> Stream:
+        try:
+            raw = await connection.new_stream()
+        except Exception:
+            await _farewell(connection.close)
+            raise
         connection.remove_stream(raw)  # the connection's list would keep it long after its end
         try:
             wire = MultiselectCommunicator(raw)
@@ -379,11 +393,16 @@ class Libp2pNetwork:
                 swarm.remove_notifee(notifee)
 
     async def _keep_gossip_streams(self, swarm: Any, pubsub: Any) -> None:
-        """Peers that were connected before this service, or whose first negotiation failed, get a stream too."""
+        """Peers that were connected before this service, or whose first negotiation failed, get a stream too.
+        Subscriptions are told again: after a quick reconnect libp2p forgets the peer's, as if the old connection's
+        end came after the new one's begin.
+        """
         while True:
             for identity in [identity for identity in swarm.connections if identity not in pubsub.peers]:
                 with trio.move_on_after(GOSSIP_WATCH):
                     await pubsub.ensure_peer_stream(identity, GOSSIP_WATCH)
+            if self._topics:
+                await pubsub.message_all_peers(pubsub.get_hello_packet().SerializeToString())
             await trio.sleep(GOSSIP_WATCH)
 
     # --- the DHT -------------------------------------------------------------------------------------
