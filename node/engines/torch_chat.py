@@ -7,7 +7,6 @@ prompt, or one token), so that whoever drives it can look at commands in between
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model is a folder on this disk
 
 import torch
 from jinja2 import TemplateError
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from node.engines.networks import Network, PackedNetwork, PlainNetwork, fastest_arithmetic
 from node.engines.port import EngineError, EngineEvent, Finished, Piece, Prompted, check_roles
 from node.engines.sampling import Sampler, SamplingParameters
 from node.engines.text import Detokenizer, StopFilter
 from protocol.errors import ErrorCode
 from protocol.messages import ChatRequest, Device
 
+DTYPES = {"packed": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PREFILL_TOKENS = 256  # of a prompt at a time: short enough that a cancel is heard, long enough to be efficient
 
 
@@ -40,20 +41,25 @@ class Prompt:
 class ChatModel:
     """A loaded model and its tokenizer."""
 
-    def __init__(self, folder: Path, device: str, threads: int) -> None:
+    def __init__(self, folder: Path, device: str, threads: int, arithmetic: str = "auto") -> None:
+        """`arithmetic` is "packed", "bf16" or "fp32" on a CPU; "auto" measures which is fast."""
         disable_progress_bar()  # type: ignore[no-untyped-call]
         if threads:
             torch.set_num_threads(threads)
         self.device = _choose_device(device)
+        arithmetic = _choose_arithmetic(self.device, folder) if arithmetic == "auto" else arithmetic
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=_choose_dtype(self.device), trust_remote_code=False, use_safetensors=True
+            folder, dtype=DTYPES[arithmetic], trust_remote_code=False, use_safetensors=True
         )
-        self.model = model.eval().to(self.device)
-        self.context_tokens = int(getattr(self.model.config, "max_position_embeddings", 2_048))
-        self.stop_tokens = _stop_tokens(self.model, self.tokenizer)
+        model = model.eval().to(self.device)
+        self.context_tokens = int(getattr(model.config, "max_position_embeddings", 2_048))
+        self.vocabulary = int(model.config.vocab_size)
+        self.stop_tokens = _stop_tokens(model, self.tokenizer)
+        self.network: Network = PackedNetwork(model) if arithmetic == "packed" else PlainNetwork(model)
         added = self.tokenizer.added_tokens_decoder.items()
         self._control = frozenset(token for token, about in added if about.special) | self.stop_tokens
+        self.network.forward([0], self.network.new_cache())  # the first query should not pay for what torch sets up
 
     def describe_device(self) -> Device:
         """What it runs on."""
@@ -136,10 +142,10 @@ class Sequence:
         first_answered = len(prompt.ids) - prompt.answered
         self._prompt = prompt.ids
         self._limit = min(request.max_tokens or model.context_tokens, model.context_tokens - len(prompt.ids))
-        self._cache: Any = DynamicCache(config=model.model.config)
+        self._cache: Any = model.network.new_cache()
         self._sampler = Sampler(
             SamplingParameters.of(request),
-            model.model.config.vocab_size,
+            model.vocabulary,
             prompt.ids[:first_answered],
             prompt.ids[first_answered:],
         )
@@ -213,12 +219,7 @@ class Sequence:
         yield Finished(finish, len(self._prompt), self._produced)
 
     def _forward(self, ids: list[int]) -> torch.Tensor:
-        """Logits after the last of `ids`: (vocabulary,)."""
-        inputs = torch.tensor([ids], device=self._model.device)  # (1, len(ids))
-        with torch.inference_mode():
-            output = self._model.model(input_ids=inputs, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
-        logits: torch.Tensor = output.logits[0, -1]
-        return logits
+        return self._model.network.forward(ids, self._cache)
 
 
 def _choose_device(wanted: str) -> torch.device:
@@ -229,23 +230,12 @@ def _choose_device(wanted: str) -> torch.device:
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _choose_dtype(device: torch.device) -> torch.dtype:
-    """bf16 where it is fast. A CPU without the instructions is ten times slower with it, so it is measured."""
+def _choose_arithmetic(device: torch.device, folder: Path) -> str:
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return min((torch.bfloat16, torch.float32), key=_matrix_seconds)
-
-
-def _matrix_seconds(dtype: torch.dtype) -> float:
-    """Seconds of a decode step's typical product, the best of a few."""
-    weights, state = torch.ones(4_096, 1_024, dtype=dtype), torch.ones(1, 1_024, dtype=dtype)
-    best = float("inf")
-    with torch.inference_mode():
-        for _ in range(8):
-            began = time.perf_counter()
-            torch.nn.functional.linear(state, weights)
-            best = min(best, time.perf_counter() - began)
-    return best
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    fastest = fastest_arithmetic()
+    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return "bf16" if fastest == "packed" and not PackedNetwork.suits(config) else fastest
 
 
 def _stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
