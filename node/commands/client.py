@@ -10,12 +10,14 @@ import http.client
 import json
 import os
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 Json = dict[str, Any]
 TIMEOUT_SECONDS = 600.0  # between two pieces of an answer; the node's own limits are far below
+BROKEN_OFF = "the answer broke off: the node ended"
 
 
 class NoNode(RuntimeError):
@@ -47,50 +49,53 @@ class NodeClient:
 
     def call(self, name: str, arguments: Json | None = None) -> Json:
         """One operation. Raises `NodeRefused` or `NoNode`."""
-        response = self._post(f"/mtor/v1/{name}", arguments or {})
-        answer: Json = _decoded(response)
+        with self._post(f"/mtor/v1/{name}", arguments or {}) as response:
+            answer: Json = json.loads(response.read())
         return answer
 
     def stream(self, name: str, arguments: Json) -> Iterator[Json]:
         """A streamed operation's progress. Raises `NodeRefused` or `NoNode`."""
-        for line in self._post(f"/mtor/v1/{name}", arguments):
-            progress = json.loads(line)
-            if "error" in progress:
-                raise NodeRefused(400, progress["error"]["message"])
-            yield progress
+        with self._post(f"/mtor/v1/{name}", arguments) as response:
+            for line in response:
+                progress = json.loads(line)
+                if "error" in progress:
+                    raise NodeRefused(400, progress["error"]["message"])
+                yield progress
 
     def chat(self, body: Json) -> Iterator[Json]:
         """A streamed chat completion's chunks. Raises `NodeRefused`, also for an error in mid-stream."""
         whole = False
-        for line in self._post("/v1/chat/completions", body | {"stream": True}):
-            data = line.decode().strip().removeprefix("data: ")
-            if data == "[DONE]":
-                whole = True
-            elif data.startswith("{"):
-                chunk = json.loads(data)
-                if "error" in chunk:
-                    raise NodeRefused(502, chunk["error"]["message"])
-                yield chunk
+        with self._post("/v1/chat/completions", body | {"stream": True}) as response:
+            for line in response:
+                data = line.decode().strip().removeprefix("data: ")
+                if data == "[DONE]":
+                    whole = True
+                elif data.startswith("{"):
+                    chunk = json.loads(data)
+                    if "error" in chunk:
+                        raise NodeRefused(502, chunk["error"]["message"])
+                    yield chunk
         if not whole:
-            raise NodeRefused(502, "the answer broke off: the node ended")
+            raise NodeRefused(502, BROKEN_OFF)
 
-    def _post(self, path: str, body: Json) -> http.client.HTTPResponse:
+    @contextmanager
+    def _post(self, path: str, body: Json) -> Iterator[http.client.HTTPResponse]:
+        """A good answer, to be read in the block. Leaving the block hangs up, which cancels a query."""
         parts = urlsplit(self.url)
-        connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT_SECONDS)
         headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
-        try:
-            connection.request("POST", path, json.dumps(body), headers)
-            response = connection.getresponse()
-        except OSError as error:
-            raise NoNode(f"the node at {self.url} does not answer ({error}); see `mtor doctor`") from None
-        if response.status != 200:
-            raise NodeRefused(response.status, _message(response))
-        return response
-
-
-def _decoded(response: http.client.HTTPResponse) -> Json:
-    answer: Json = json.loads(response.read())
-    return answer
+        with closing(http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT_SECONDS)) as line:
+            try:
+                line.request("POST", path, json.dumps(body), headers)
+                response = line.getresponse()
+            except (OSError, http.client.HTTPException) as error:
+                raise NoNode(f"the node at {self.url} does not answer ({error}); see `mtor doctor`") from None
+            with response:
+                if response.status != 200:
+                    raise NodeRefused(response.status, _message(response))
+                try:
+                    yield response
+                except (OSError, http.client.HTTPException):
+                    raise NodeRefused(502, BROKEN_OFF) from None
 
 
 def _message(response: http.client.HTTPResponse) -> str:
