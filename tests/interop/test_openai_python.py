@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 import trio
@@ -244,7 +243,7 @@ async def test_a_client_that_gives_up_waiting_cancels_its_query(tmp_path: Path) 
 
     def use(client: OpenAI) -> None:
         with pytest.raises(openai.APITimeoutError):
-            client.with_options(timeout=httpx.Timeout(0.2)).chat.completions.create(model="auto", messages=HELLO)
+            client.with_options(timeout=0.2).chat.completions.create(model="auto", messages=HELLO)
 
     async with gateway_world(tmp_path, silent) as world:
         await with_client(world, use)

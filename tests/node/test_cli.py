@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import trio
@@ -27,6 +27,7 @@ from node.version import VERSION
 from node.witness_port import WitnessPort, WitnessUnreachable
 from protocol.errors import ErrorCode
 from protocol.ids import parse_peer_id, peer_id
+from protocol.messages import Message
 from tests.node.gateway_world import MODEL, ROUTED, WORKER, Emit, World, events, failing, gateway_world, saying
 
 Mtor = Callable[..., tuple[int, str, str]]
@@ -273,10 +274,11 @@ def test_joining_what_is_no_federation_fails_and_changes_nothing(
 class NoWitness(WitnessPort):
     """The founder is its own witness and asks nobody."""
 
-    async def _unreachable(self, *question: Any) -> Any:
+    async def vote(self, index: int, request: Message) -> NoReturn:
+        """Nobody answers."""
         raise WitnessUnreachable("there is none")
 
-    vote = store = fetch = _unreachable
+    store = fetch = vote
 
 
 def grant(folder: Path, amount: int) -> str:

@@ -609,7 +609,8 @@ async def test_a_stopping_node_tells_streams_that_it_stops(tmp_path: Path) -> No
         while b"word" not in received:
             received += await client.receive_some()
         world.stop()
-        with trio.fail_after(HANG_SECONDS, shield=True):
+        with trio.fail_after(HANG_SECONDS) as limit:
+            limit.shield = True
             async for data in client:
                 received += data
             await client.aclose()
