@@ -389,6 +389,7 @@ class Libp2pNetwork:
                 await self._keep_gossip_streams(swarm, pubsub)
         finally:
             self._pubsub = None
+            await pubsub.hang_up()
             for notifee in [n for n in swarm.notifees if n not in notifees and "Pubsub" in type(n).__name__]:
                 swarm.remove_notifee(notifee)
 
@@ -551,6 +552,21 @@ class _JudgingPubsub(Pubsub):
     def __init__(self, host: Any, router: Any, judge: Callable[[Sequence[str], bytes], Verdict]) -> None:
         super().__init__(host, router, strict_signing=True, max_inbound_rpc_size=params.MAX_FRAME_BYTES)
         self._judge = judge
+        self._inbound: set[Any] = set()
+
+    async def stream_handler(self, stream: Any) -> None:
+        """Keep hold of inbound streams: they would outlive this service and swallow what peers send to the next."""
+        self._inbound.add(stream)
+        try:
+            await super().stream_handler(stream)
+        finally:
+            self._inbound.discard(stream)
+
+    async def hang_up(self) -> None:
+        """Reset all streams, so that peers open new ones."""
+        for stream in [*self._inbound, *self.peers.values()]:
+            await _farewell(stream.reset)
+        self.seen_messages.stop()  # it has a thread
 
     async def push_msg(self, msg_forwarder: ID, msg: Any) -> None:
         """Judge a message before it is passed on. An error in here costs the message, not the service."""

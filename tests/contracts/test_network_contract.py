@@ -91,6 +91,11 @@ KINDS: dict[str, Callable[[trio.Nursery], World]] = {"memory": MemoryWorld, "lib
 
 @pytest.fixture(params=["memory", pytest.param("libp2p", marks=pytest.mark.net)])
 async def world(request: pytest.FixtureRequest, nursery: trio.Nursery) -> World:
+    async def fail_late() -> None:
+        await trio.sleep(PATIENCE)
+        raise TimeoutError(f"not done within {PATIENCE:.0f} s")
+
+    nursery.start_soon(fail_late)
     return KINDS[request.param](nursery)
 
 
@@ -100,17 +105,6 @@ async def pair(world: World) -> tuple[Network, Network]:
     one, other = await world.node(1), await world.node(2)
     await one.connect(other.addresses()[0])
     return one, other
-
-
-@pytest.fixture(autouse=True)
-async def patience(nursery: trio.Nursery) -> None:
-    """A scope in a fixture would not reach the test; a background task that fails does."""
-
-    async def fail_late() -> None:
-        await trio.sleep(PATIENCE)
-        raise TimeoutError(f"not done within {PATIENCE:.0f} s")
-
-    nursery.start_soon(fail_late)
 
 
 async def echo(stream: Stream) -> None:

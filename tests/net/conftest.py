@@ -28,15 +28,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.net)
 
 
-@pytest.fixture(autouse=True)
-async def patience(nursery: trio.Nursery) -> None:
-    """A scope in a fixture would not reach the test; a background task that fails does."""
-
-    async def fail_late() -> None:
-        await trio.sleep(PATIENCE)
-        raise TimeoutError(f"not done within {PATIENCE:.0f} s")
-
-    nursery.start_soon(fail_late)
+async def fail_late() -> None:
+    """A test that hangs fails. (A cancel scope in a fixture would not reach the test; a task that fails there does.)"""
+    await trio.sleep(PATIENCE)
+    raise TimeoutError(f"not done within {PATIENCE:.0f} s")
 
 
 async def echo(stream: Stream) -> None:
@@ -55,6 +50,7 @@ async def start_node(nursery: trio.Nursery) -> StartNode:
         await nursery.start(network.run)
         return network
 
+    nursery.start_soon(fail_late)
     return start
 
 
