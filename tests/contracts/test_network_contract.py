@@ -413,12 +413,16 @@ async def test_a_cancelled_write_leaves_other_streams_alone(pair: tuple[Network,
         await trio.sleep_forever()
 
     other.serve(OTHER, never_read)
+
+    async def write_on(stream: Stream) -> None:
+        while True:
+            await stream.send(b"x" * 100_000)
+
     witness = await one.open_stream(other.node, ECHO)
     for _ in range(5):
         blocked = await one.open_stream(other.node, OTHER)
         with trio.move_on_after(0.05):
-            while True:
-                await blocked.send(b"x" * 100_000)
+            await write_on(blocked)
         await blocked.reset()
     await witness.send(b"whole")
     assert await witness.receive() == b"whole"
