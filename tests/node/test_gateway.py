@@ -371,7 +371,8 @@ async def test_private_files_are_private_and_the_address_goes_with_the_node(tmp_
 async def test_without_keys_only_loopback_is_served(tmp_path: Path) -> None:
     gateway = _gateway(tmp_path, host="0.0.0.0")
     with pytest.raises(GatewayError, match="mtor keys create"):
-        await gateway.run()
+        with trio.fail_after(HANG_SECONDS):
+            await gateway.run()
     assert not (tmp_path / "gateway.json").exists()
 
 
@@ -511,8 +512,9 @@ async def test_answers_say_that_they_are_what_they_say(tmp_path: Path) -> None:
 
 async def _endless(question: Question, emit: Emit) -> None:
     await emit(ROUTED)
-    while True:
+    for _ in range(3_000):  # 30 MB, far more than any buffer: a gateway that never holds back fails and does not hang
         await emit(Delta("x" * 10_000))
+    await trio.sleep_forever()
 
 
 async def _silent(question: Question, emit: Emit) -> None:
