@@ -7,6 +7,7 @@ those that came from a 4-bit file do) is stored in 4 bits again, every other one
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from transformers import DynamicCache
 GROUP = 32  # weights that share a scale and an offset on the 4-bit grid
 TINY = 1e-8  # a scale for groups of zeros
 GRID_ERROR = 0.1  # of a 4-bit step: what rounding to bf16 did to a value that was on the grid
+NEARLY = 1.4  # of the fastest step
 FIRST_CAPACITY = 256  # tokens that a new cache holds; it doubles when it is full
 
 
@@ -236,15 +238,28 @@ def fastest_arithmetic() -> str:
         "bf16": lambda: functional.linear(half, halved),
         "fp32": lambda: functional.linear(state, single),
     }
-    return min(candidates, key=lambda name: _seconds(candidates[name]))
+    return min(candidates, key=lambda name: min(_seconds(candidates[name])))
 
 
-def _seconds(work: Callable[[], torch.Tensor]) -> float:
-    """The best of a few runs."""
-    best = float("inf")
+def decode_threads(network: Network, most: int) -> int:
+    """The fewest threads that produce tokens nearly as fast as any number: a thread that waits for another which the
+    machine does not run right now costs far more than a small model gains by it."""
+    cache = network.new_cache()
+    counts = [1 << power for power in range(most.bit_length()) if 1 << power < most] + [most]
+    seconds: dict[int, float] = {}
+    for count in counts:
+        torch.set_num_threads(count)
+        seconds[count] = statistics.median(_seconds(lambda: network.forward([0], cache)))
+    torch.set_num_threads(most)
+    return next(count for count in counts if seconds[count] <= NEARLY * min(seconds.values()))
+
+
+def _seconds(work: Callable[[], torch.Tensor]) -> list[float]:
+    """Of a few runs."""
+    runs = []
     with torch.inference_mode():
         for _ in range(8):
             began = time.perf_counter()
             work()
-            best = min(best, time.perf_counter() - began)
-    return best
+            runs.append(time.perf_counter() - began)
+    return runs

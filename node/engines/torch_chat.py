@@ -19,7 +19,7 @@ from jinja2 import TemplateError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from node.engines.networks import Network, PackedNetwork, PlainNetwork, fastest_arithmetic
+from node.engines.networks import Network, PackedNetwork, PlainNetwork, decode_threads, fastest_arithmetic
 from node.engines.port import EngineError, EngineEvent, Finished, Piece, Prompted, check_roles
 from node.engines.sampling import Sampler, SamplingParameters
 from node.engines.text import Detokenizer, StopFilter
@@ -60,14 +60,22 @@ class ChatModel:
         added = self.tokenizer.added_tokens_decoder.items()
         self._control = frozenset(token for token, about in added if about.special) | self.stop_tokens
         self.network.forward([0], self.network.new_cache())  # the first query should not pay for what torch sets up
+        self._threads = torch.get_num_threads()
+        self._decode_threads = decode_threads(self.network, self._threads) if self.device.type == "cpu" else 1
 
     def describe_device(self) -> Device:
         """What it runs on."""
         if self.device.type != "cuda":
-            return Device("cpu", f"{torch.get_num_threads()} threads", 0, 0)
+            return Device("cpu", f"{self._threads} threads", 0, 0)
         properties = torch.cuda.get_device_properties(self.device)
         capability = properties.major * 10 + properties.minor
         return Device("cuda", properties.name, properties.total_memory // 2**20, capability)
+
+    def forward(self, ids: list[int], cache: Any) -> torch.Tensor:
+        """Logits after the last of `ids`: (vocabulary,). A prompt is bound by arithmetic and takes all threads."""
+        if self.device.type == "cpu":
+            torch.set_num_threads(self._threads if len(ids) > 1 else self._decode_threads)
+        return self.network.forward(ids, cache)
 
     def card_memory_mib(self) -> int:
         """Memory of the card that the weights take; 0 on a CPU."""
@@ -219,7 +227,7 @@ class Sequence:
         yield Finished(finish, len(self._prompt), self._produced)
 
     def _forward(self, ids: list[int]) -> torch.Tensor:
-        return self._model.network.forward(ids, self._cache)
+        return self._model.forward(ids, self._cache)
 
 
 def _choose_device(wanted: str) -> torch.device:
