@@ -64,6 +64,8 @@ def _read(path: Path) -> tuple[dict[str, Any], Marks]:
         raise ConfigError(f"{path}: nested too deeply, or an alias stands in what it names") from None
     if tree is None:
         return {}, {}
+    if isinstance(tree, dict):  # a section whose lines are all commented out means its defaults
+        tree = {key: value for key, value in tree.items() if value is not None}
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}:1:1: the file is a mapping, with keys like `realms:` and `gateway:`")
     return tree, marks

@@ -56,6 +56,10 @@ def test_an_empty_file_means_the_defaults(tmp_path: Path, text: str) -> None:
     assert load(tmp_path, text) == NodeConfig()
 
 
+def test_a_section_whose_lines_are_all_comments_means_its_defaults(tmp_path: Path) -> None:
+    assert load(tmp_path, "gateway:\n  # port: 9100\nrealms:\n") == NodeConfig()
+
+
 def test_no_file_means_the_defaults(tmp_path: Path) -> None:
     assert load_config(tmp_path / "realms.yml", {}) == NodeConfig()
 
