@@ -9,7 +9,7 @@ BIN := .venv/bin
 MODEL := smollm2-135m
 export MTOR_MODELS ?= $(CURDIR)/.models
 
-.PHONY: demo test check lint types contracts format bench model venv clean
+.PHONY: demo test check lint types contracts format bench model preflight venv clean
 
 demo: model
 	@$(BIN)/mtor demo
@@ -42,8 +42,12 @@ model: .venv/stamp
 
 venv: .venv/stamp
 
+preflight:
+	@command -v "$(PYTHON)" >/dev/null || { echo "there is no Python here; install Python 3.11 or 3.12" >&2; exit 1; }
+	@"$(PYTHON)" scripts/preflight.py
+
 .venv/stamp: pyproject.toml
-	@$(PYTHON) scripts/preflight.py
+	@$(MAKE) --no-print-directory preflight
 	@echo "setting up .venv with $(PYTHON) (a few minutes the first time; details in .venv/install.log)"
 	@$(PYTHON) -m venv .venv
 	@sh scripts/install.sh torch==2.13.0

@@ -18,11 +18,19 @@ class NoHiddenSkips:
         self.hidden: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note skips."""
+        """Note skipped tests."""
         if report.skipped and not hasattr(report, "wasxfail"):
-            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-            if not any(allowed in reason for allowed in MAY_SKIP_IN_CI):
-                self.hidden.append(f"{report.nodeid}: {reason}")
+            self._note(report.nodeid, report.longrepr)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Note whole files that skip themselves while they are imported."""
+        if report.skipped:
+            self._note(report.nodeid, report.longrepr)
+
+    def _note(self, name: str, why: object) -> None:
+        reason = str(why[2] if isinstance(why, tuple) else why)
+        if not any(allowed in reason for allowed in MAY_SKIP_IN_CI):
+            self.hidden.append(f"{name}: {reason}")
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Turn them into a failure."""
