@@ -15,6 +15,7 @@ from pathlib import Path
 
 OK, FAILED, USAGE, NO_NODE, REFUSED = 0, 1, 2, 3, 4
 EPILOG = """exit codes: 0 done · 1 failed · 2 wrong usage · 3 no node is running · 4 the node or a peer refused
+130 stopped by Ctrl-C
 documentation: docs/quickstart.md"""
 
 
@@ -100,7 +101,8 @@ def _add_node(
 ) -> None:
     up = _verb(verbs, "up", "nodes:up", "run the node until Ctrl-C", common)
     _add_config_flags(up)
-    up.add_argument("--model", action="append", default=[], help="serve this model in $CHAT (more than once is fine)")
+    up.add_argument("--model", action="append", default=[], help="serve this model (more than once is fine)")
+    up.add_argument("--realm", default="$CHAT", help="the realm of those models (default: $CHAT)")
     up.add_argument("--port", type=int, help="HTTP port (gateway.port)")
     up.add_argument("--listen", action="append", default=[], help="libp2p address, e.g. /ip4/0.0.0.0/tcp/9001")
     up.add_argument("--bootstrap", action="append", default=[], metavar="ADDRESS", help="a peer to join by")

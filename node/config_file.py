@@ -1,14 +1,18 @@
 """Reading `realms.yml`: every error with file, line, column, and the nearest known key.
 
 Rule: the file is taken whole or not at all. Environment variables (`MTOR_GATEWAY__PORT=9001`) go over the file, and
-what the command line says goes over both.
+what the command line says goes over both; a mistake is told where it was made. Relative paths in the file start at the
+file's folder.
 """
 
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +21,14 @@ from pydantic import BaseModel, ValidationError
 
 from node.config import NodeConfig
 from protocol.errors import Malformed
-from protocol.ids import parse_peer_id, realm_id
+from protocol.ids import CHAT, parse_peer_id, realm_id
 
 ENVIRONMENT_PREFIX = "MTOR_"
 RESERVED = {"MTOR_DATA", "MTOR_MODELS", "MTOR_DEBUG"}
+COMMAND_LINE = "the command line"
+DEFAULT = "default"
+HOST_PROTOCOLS = {"ip4": ipaddress.IPv4Address, "ip6": ipaddress.IPv6Address, "dns": str, "dns4": str, "dns6": str}
+HIGHEST_PORT = 65_535
 
 Path_ = tuple[str | int, ...]
 Marks = dict[Path_, yaml.Mark]
@@ -30,19 +38,84 @@ class ConfigError(Exception):
     """The configuration cannot be used; the message says where and what to write instead."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where each value comes from: a place in the file, a variable, the command line."""
+
+    path: Path
+    marks: Marks
+    above: dict[Path_, str] = field(default_factory=dict)  # what stands above the file
+
+    def place(self, at: Path_) -> str:
+        """Where to correct the value at `at`, or the nearest thing around it."""
+        for key, name in self.above.items():
+            if key == at[: len(key)] or at == key[: len(at)]:
+                return name
+        while at not in self.marks and at:
+            at = at[:-1]
+        mark = self.marks.get(at)
+        return _place(self.path, mark) if mark else str(self.path)
+
+    def origin(self, at: Path_) -> str:
+        """Where the value at `at` was set: `DEFAULT` if nowhere."""
+        return self.place(at) if at in self.above or at in self.marks else DEFAULT
+
+
 def load_config(
-    path: Path, environment: Mapping[str, str] | None = None, overrides: Mapping[str, Any] | None = None
+    path: Path,
+    environment: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    must_exist: bool = False,
 ) -> NodeConfig:
     """The configuration in `path` (all defaults if there is no such file). Raises `ConfigError`."""
+    return read_config(path, environment, overrides, must_exist=must_exist)[0]
+
+
+def read_config(
+    path: Path,
+    environment: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    must_exist: bool = False,
+) -> tuple[NodeConfig, Sources]:
+    """`load_config`, and where each value comes from. Raises `ConfigError`."""
+    if must_exist and not path.exists():
+        raise ConfigError(f"{path} does not exist; correct --config, or leave it out")
     tree, marks = _read(path) if path.exists() else ({}, {})
-    _merge(tree, _from_environment(os.environ if environment is None else environment))
-    _merge(tree, dict(overrides or {}))
+    _anchor(tree, path.absolute().parent)
+    variables, names = _from_environment(os.environ if environment is None else environment)
+    flags = dict(overrides or {})
+    sources = Sources(path, marks, names | dict.fromkeys(_leaves(flags), COMMAND_LINE))
+    _merge(tree, variables)
+    _merge(tree, flags)
     try:
         config = NodeConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(path, marks, dict(one)) for one in error.errors())) from None
-    _check_names(path, marks, config)
-    return config
+        raise ConfigError("\n".join(_explain(sources, dict(one)) for one in error.errors())) from None
+    _check_names(sources, config)
+    return config, sources
+
+
+def _leaves(tree: Mapping[str, Any]) -> list[Path_]:
+    """The settings in a tree: (section, key), or (key,) outside the sections."""
+    return [
+        (name, key) if key else (name,)
+        for name, inner in tree.items()
+        for key in (inner if isinstance(inner, Mapping) else [""])
+    ]
+
+
+def _anchor(tree: dict[str, Any], folder: Path) -> None:
+    """Make relative paths in the file start at its folder, so that it means the same from everywhere."""
+    node = tree.get("node")
+    if isinstance(node, dict) and isinstance(node.get("bootstrap"), str):
+        node["bootstrap"] = str(folder / Path(node["bootstrap"]).expanduser())
+    realms = tree.get("realms")
+    for section in realms if isinstance(realms, list) else []:
+        model = section.get("model") if isinstance(section, dict) else None
+        if isinstance(model, str) and ("/" in model or os.sep in model):
+            section["model"] = str(folder / Path(model).expanduser())
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Marks]:
@@ -96,14 +169,38 @@ def _scalar(path: Path, node: yaml.Node) -> Any:
         raise ConfigError(f"{_place(path, node.start_mark)}: not valid YAML: {error}; put a text in quotes") from None
 
 
-def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """`MTOR_SECTION__KEY=value`; values are read as YAML scalars. Names without `__` belong to others."""
+def _from_environment(environment: Mapping[str, str]) -> tuple[dict[str, Any], dict[Path_, str]]:
+    """`MTOR_SECTION__KEY=value`, values read as YAML; and which variable sets what. Other names belong to others."""
     tree: dict[str, Any] = {}
+    names: dict[Path_, str] = {}
     for name, value in environment.items():
+        if not name.startswith(ENVIRONMENT_PREFIX) or name in RESERVED:
+            continue
         section, found, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
-        if name.startswith(ENVIRONMENT_PREFIX) and found and name not in RESERVED:
+        if found:
             tree.setdefault(section, {})[key] = _environment_value(name, value)
-    return tree
+            names[section, key] = name
+        elif section in NodeConfig.model_fields and not _section(section):
+            tree[section] = _environment_value(name, value)
+            names[(section,)] = name
+        else:
+            _refuse_near_miss(name, section)
+    return tree, names
+
+
+def _refuse_near_miss(name: str, said: str) -> None:
+    """A variable with one underscore too few would set nothing and say nothing. Raises `ConfigError`."""
+    for section in NodeConfig.model_fields:
+        key = said.removeprefix(f"{section}_")
+        if key != said and key in _section(section):
+            meant = f"{ENVIRONMENT_PREFIX}{section}__{key}".upper()
+            raise ConfigError(f"{name} sets nothing; write {meant}, with two underscores after the section")
+
+
+def _section(name: str) -> list[str]:
+    """The keys of a section; none for a list."""
+    annotation = NodeConfig.model_fields[name].annotation
+    return _known_keys((name,)) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
 
 
 def _environment_value(name: str, value: str) -> Any:
@@ -121,10 +218,10 @@ def _merge(tree: dict[str, Any], over: Mapping[str, Any]) -> None:
             tree[key] = value
 
 
-def _explain(path: Path, marks: Marks, error: dict[str, Any]) -> str:
+def _explain(sources: Sources, error: dict[str, Any]) -> str:
     """One pydantic error in words, with its place."""
     at = tuple(error["loc"])
-    place = _place(path, _mark(marks, at))
+    place = sources.place(at)
     name = ".".join(str(part) for part in at)
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(at[-1]), _known_keys(at[:-1]), n=1, cutoff=0.5)
@@ -135,15 +232,8 @@ def _explain(path: Path, marks: Marks, error: dict[str, Any]) -> str:
     return f"{place}: {name}: {error['msg']}"
 
 
-def _mark(marks: Marks, at: Path_) -> yaml.Mark | None:
-    """Where a path stands, or the nearest thing above it."""
-    while at not in marks and at:
-        at = at[:-1]
-    return marks.get(at)
-
-
-def _place(path: Path, mark: yaml.Mark | None) -> str:
-    return f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else f"{path} (or an MTOR_ variable)"
+def _place(path: Path, mark: yaml.Mark) -> str:
+    return f"{path}:{mark.line + 1}:{mark.column + 1}"
 
 
 def _known_keys(at: Path_) -> list[str]:
@@ -162,32 +252,43 @@ def _known_keys(at: Path_) -> list[str]:
     return sorted(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
 
-def _check_names(path: Path, marks: Marks, config: NodeConfig) -> None:
-    """What the types cannot say: realm names, peer ids, addresses, and that nothing is served twice."""
+def _check_names(sources: Sources, config: NodeConfig) -> None:
+    """What types cannot say: realms, peer ids, addresses, and that nothing is served twice. Raises `ConfigError`."""
     served: set[tuple[str, str]] = set()
     for index, section in enumerate(config.realms):
-        at = ("realms", index)
-        _checked(path, marks, (*at, "realm"), lambda name=section.realm: realm_id(name))
-        if section.realm != "$CHAT":
-            raise ConfigError(
-                f"{_place(path, _mark(marks, (*at, 'realm')))}: {section.realm}: this version serves $CHAT only"
-            )
+        problem = _realm_problem(section.realm)
+        if problem:
+            raise ConfigError(f"{sources.place(('realms', index, 'realm'))}: {problem}")
         if (section.realm, section.model) in served:
-            raise ConfigError(
-                f"{_place(path, _mark(marks, at))}: {section.model} serves {section.realm} twice; raise its slots"
-            )
+            place = sources.place(("realms", index))
+            raise ConfigError(f"{place}: {section.model} serves {section.realm} twice; raise its slots")
         served.add((section.realm, section.model))
     for index, peer in enumerate(config.blocked_peers):
-        _checked(path, marks, ("blocked_peers", index), lambda text=peer: parse_peer_id(text))
+        try:
+            parse_peer_id(peer)
+        except Malformed as error:
+            raise ConfigError(f"{sources.place(('blocked_peers', index))}: {error}") from None
     for key in ("listen", "announce"):
         for index, address in enumerate(getattr(config.node, key)):
-            if not address.startswith(("/ip4/", "/ip6/", "/dns4/", "/dns6/", "/dns/")) or "/tcp/" not in address:
-                place = _place(path, _mark(marks, ("node", key, index)))
+            if not _is_address(address):
+                place = sources.place(("node", key, index))
                 raise ConfigError(f"{place}: {address!r} is not an address like /ip4/0.0.0.0/tcp/9001")
 
 
-def _checked(path: Path, marks: Marks, at: Path_, check: Any) -> None:
+def _realm_problem(realm: str) -> str:
     try:
-        check()
+        realm_id(realm)
     except Malformed as error:
-        raise ConfigError(f"{_place(path, _mark(marks, at))}: {error}") from None
+        return str(error)
+    return "" if realm == CHAT else f"{realm}: this version serves $CHAT only"
+
+
+def _is_address(text: str) -> bool:
+    """/ip4|ip6|dns|dns4|dns6/<host>/tcp/<port>, with a host and a port that can be."""
+    parts = text.split("/")
+    if len(parts) != 5 or parts[0] or parts[1] not in HOST_PROTOCOLS or not parts[2] or parts[3] != "tcp":
+        return False
+    with suppress(ValueError):
+        HOST_PROTOCOLS[parts[1]](parts[2])
+        return parts[4].isascii() and parts[4].isdecimal() and int(parts[4]) <= HIGHEST_PORT
+    return False

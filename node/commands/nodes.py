@@ -16,7 +16,8 @@ def up(options: argparse.Namespace) -> int:
     from node.config_file import load_config
 
     data = data_folder(options.data)
-    config = load_config(config_file(data, options.config), overrides=_overrides(options))
+    path = config_file(data, options.config)
+    config = load_config(path, overrides=_overrides(options), must_exist=options.config is not None)
     return run_node(config, Launch(data, tuple(options.bootstrap)))
 
 
@@ -36,7 +37,7 @@ def _overrides(options: argparse.Namespace) -> Json:
             sections[section][key] = value
     tree: Json = {name: section for name, section in sections.items() if section}
     if options.model:
-        tree["realms"] = [{"realm": "$CHAT", "model": model} for model in options.model]
+        tree["realms"] = [{"realm": options.realm, "model": model} for model in options.model]
     return tree
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from textwrap import indent
+from typing import Any
 
 from node.commands.screen import print_json
 from node.paths import config_file, data_folder
@@ -13,7 +15,7 @@ def config_check(options: argparse.Namespace) -> int:
     from node.config_file import load_config
 
     path = config_file(data_folder(options.data), options.config)
-    config = load_config(path)
+    config = load_config(path, must_exist=options.config is not None)
     if options.json:
         print_json({"ok": True, "file": str(path), "exists": path.exists(), "realms": len(config.realms)})
     elif path.exists():
@@ -24,17 +26,31 @@ def config_check(options: argparse.Namespace) -> int:
 
 
 def config_show(options: argparse.Namespace) -> int:
-    """The values in force, with file, environment and defaults put together."""
-    from node.config_file import load_config
+    """The values in force, with file, environment and defaults put together, and where each that is set comes from."""
+    from node.config_file import DEFAULT, read_config
 
-    config = load_config(config_file(data_folder(options.data), options.config))
+    path = config_file(data_folder(options.data), options.config)
+    config, sources = read_config(path, must_exist=options.config is not None)
+    tree = config.model_dump(mode="json")
     if options.json:
-        print_json(config.model_dump(mode="json"))
+        print_json(tree)
         return 0
+    for name, section in tree.items():
+        settings = section if isinstance(section, dict) else {"": section}
+        if isinstance(section, dict):
+            print(f"{name}:")
+        for key, value in settings.items():
+            origin = sources.origin((name, key) if key else (name,))
+            if origin != DEFAULT:
+                print(f"{'  ' if key else ''}# {origin}")
+            print(indent(_yaml({key or name: value}), "  " if key else ""), end="")
+    return 0
+
+
+def _yaml(value: dict[str, Any]) -> str:
     import yaml
 
-    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), end="")
-    return 0
+    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
 
 
 def doctor(options: argparse.Namespace) -> int:

@@ -159,6 +159,19 @@ def test_config_show_puts_everything_together(mtor: Mtor, tmp_path: Path, monkey
     copy = tmp_path / "copy.yml"
     copy.write_text(as_yaml)
     assert json.loads(mtor("config", "show", "--config", str(copy), "--json")[1]) == shown
+    assert f"  # {other}:1:11\n  port: 9107\n" in as_yaml and "  # MTOR_NODE__NAME\n  name: attic\n" in as_yaml
+    assert as_yaml.count("#") == 2  # what is a default says nothing
+
+
+@pytest.mark.parametrize("verb", ["up", "config check", "config show"])
+def test_a_file_that_was_named_must_be_there(mtor: Mtor, verb: str) -> None:
+    code, out, err = mtor(*verb.split(), "--config", "nowhere.yml")
+    assert code == cli.USAGE and out == "" and "nowhere.yml does not exist" in err
+
+
+def test_models_of_a_realm_that_is_not_served_are_refused(mtor: Mtor) -> None:
+    code, _, err = mtor("up", "--model", "m", "--realm", "$VISION")
+    assert code == cli.USAGE and "the command line: $VISION: this version serves $CHAT only" in err
 
 
 def test_up_refuses_a_wrong_configuration(mtor: Mtor, tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 """`realms.yml`: taken whole, or refused with place, name and a way out."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from node.config import NodeConfig
-from node.config_file import ConfigError, load_config
+from node.config import NodeConfig, RealmSection
+from node.config_file import ConfigError, load_config, read_config
+
+EXAMPLE = Path(__file__).parents[2] / "realms.example.yml"
 
 WHOLE = """\
 node:
@@ -161,6 +164,104 @@ def test_names_of_others_are_left_alone(tmp_path: Path) -> None:
 
 def test_a_mistake_in_the_environment_is_told_as_such(tmp_path: Path) -> None:
     wrong_name = refusal(tmp_path, "", {"MTOR_GATEWAY__PROT": "1"})
-    assert "MTOR_ variable" in wrong_name and "did you mean port?" in wrong_name
-    assert "MTOR_ variable" in refusal(tmp_path, "", {"MTOR_GATEWAY__PORT": "many"})
+    assert wrong_name == "MTOR_GATEWAY__PROT: gateway.prot is not a setting; did you mean port?"
+    wrong_section = refusal(tmp_path, "", {"MTOR_GATWAY__PORT": "1"})
+    assert wrong_section == "MTOR_GATWAY__PORT: gatway is not a setting; did you mean gateway?"
     assert "MTOR_NODE__NAME" in refusal(tmp_path, "", {"MTOR_NODE__NAME": "[not closed"})
+
+
+def test_who_sets_a_wrong_value_is_blamed_for_it(tmp_path: Path) -> None:
+    right = "gateway:\n  port: 1\nnode:\n  listen: [/ip4/127.0.0.1/tcp/1]\n"
+    assert refusal(tmp_path, right, {"MTOR_GATEWAY__PORT": "many"}).startswith("MTOR_GATEWAY__PORT: gateway.port: ")
+    assert refusal(tmp_path, right, {"MTOR_NODE__LISTEN": "[x]"}).startswith("MTOR_NODE__LISTEN: 'x' is not an")
+    with pytest.raises(ConfigError, match=r"^the command line: gateway\.port: "):
+        load(tmp_path, right, {"MTOR_GATEWAY__PORT": "2"}, gateway={"port": 70_000})
+    with pytest.raises(ConfigError, match=r"^the command line: m serves \$CHAT twice"):
+        load(tmp_path, right, realms=[{"model": "m"}, {"model": "m"}])
+    with pytest.raises(ConfigError, match=r"realms\.yml:2:3: gateway\.port"):
+        load(tmp_path, "gateway:\n  port: many\n", node={"name": "attic"})
+
+
+@pytest.mark.parametrize("name", ["MTOR_GATEWAY_PORT", "MTOR_NODE_MAX_CONNECTIONS", "MTOR_LOG_LEVEL"])
+def test_a_variable_with_one_underscore_too_few_is_not_passed_over(tmp_path: Path, name: str) -> None:
+    said = refusal(tmp_path, "", {name: "1"})
+    assert said.startswith(f"{name} sets nothing; write {name.replace('_', '__', 2).replace('__', '_', 1)}, "), said
+
+
+def test_lists_outside_the_sections_can_be_set(tmp_path: Path) -> None:
+    config = load(tmp_path, WHOLE, {"MTOR_REALMS": "[{model: one}]", "MTOR_BLOCKED_PEERS": "[]"})
+    assert [section.model for section in config.realms] == ["one"]
+    assert refusal(tmp_path, WHOLE, {"MTOR_BLOCKED_PEERS": "[x]"}).startswith("MTOR_BLOCKED_PEERS: ")
+
+
+# --- where values come from ----------------------------------------------------------------------------
+
+
+def test_each_value_has_an_origin(tmp_path: Path) -> None:
+    path = tmp_path / "realms.yml"
+    path.write_text(WHOLE)
+    _, sources = read_config(path, {"MTOR_NODE__NAME": "cellar", "MTOR_GATEWAY__PORT": "1"}, {"gateway": {"port": 2}})
+    origins = {
+        ("node", "name"): "MTOR_NODE__NAME",
+        ("node", "listen"): f"{path}:3:3",
+        ("node", "dht"): "default",
+        ("gateway", "port"): "the command line",
+        ("realms",): f"{path}:8:1",
+        ("blocked_peers",): "default",
+    }
+    assert {at: sources.origin(at) for at in origins} == origins
+
+
+def test_a_file_that_was_asked_for_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist; correct --config"):
+        load_config(tmp_path / "realms.yml", {}, must_exist=True)
+
+
+def test_relative_paths_start_at_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    text = "node: {bootstrap: peers.txt}\nrealms: [{model: smollm2-135m}, {model: ./mine}, {model: /abs/olute}]\n"
+    config = load(tmp_path, text)
+    assert config.node.bootstrap == tmp_path / "peers.txt"
+    assert [section.model for section in config.realms] == ["smollm2-135m", str(tmp_path / "mine"), "/abs/olute"]
+    monkeypatch.setenv("HOME", "/home/of")
+    assert load(tmp_path, "node: {bootstrap: ~/peers.txt}\n").node.bootstrap == Path("/home/of/peers.txt")
+
+
+ADDRESSES = {
+    "/ip4/0.0.0.0/tcp/0": True,
+    "/ip6/::1/tcp/9001": True,
+    "/dns4/attic.example/tcp/65535": True,
+    "/ip4/0.0.0/tcp/9001": False,
+    "/ip4/::1/tcp/9001": False,
+    "/ip4/0.0.0.0/tcp/65536": False,
+    "/ip4/0.0.0.0/tcp/": False,
+    "/ip4/0.0.0.0/tcp/9001/ws": False,
+    "/dns4//tcp/9001": False,
+    "/ip4/0.0.0.0/udp/9001": False,
+}
+
+
+@pytest.mark.parametrize(("address", "right"), ADDRESSES.items())
+def test_addresses_are_read_and_not_guessed(tmp_path: Path, address: str, right: bool) -> None:
+    text = f"node: {{listen: ['{address}']}}\n"
+    if right:
+        assert load(tmp_path, text).node.listen == (address,)
+    else:
+        assert f"{address!r} is not an address" in refusal(tmp_path, text)
+
+
+# --- the example ---------------------------------------------------------------------------------------
+
+
+def test_the_example_names_every_setting_with_its_default() -> None:
+    example = load_config(EXAMPLE, {})
+    assert example.model_copy(update={"realms": ()}) == NodeConfig()
+    [realm] = example.realms
+    assert realm == RealmSection(model=realm.model)
+    named = set(re.findall(r"^[ -]*#? ?(\w+):", EXAMPLE.read_text(encoding="utf-8"), re.MULTILINE))
+    settings = {name for model in (NodeConfig, RealmSection) for name in model.model_fields}
+    for field in NodeConfig.model_fields.values():
+        kind = field.annotation
+        settings |= set(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else set()
+    assert settings <= named, settings - named
