@@ -173,6 +173,8 @@ def _add_federation(
     show.add_argument("--export", type=Path, metavar="FILE", help="write its genesis, which others join by")
     join = _verb(federation, "join", "federation:join", "become a member of a federation", common)
     join.add_argument("genesis", help="a file from `show --export`, or ID@MULTIADDRESS of a member")
+    for verb in (create, join):
+        verb.add_argument("--force", action="store_true", help="even if this node has dealings in the one before")
     grant = _verb(federation, "grant", "federation:grant", "issue credits to a node (its creator alone)", reading)
     grant.add_argument("to", help="a peer id")
     grant.add_argument("credits", help="an amount like 100 or 1.5")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from node.commands.asking_node import call
 from node.commands.client import NodeClient, NoNode
+from node.commands.offline import read_ledger
 from node.commands.screen import print_facts, print_json, printable
 from node.federation import FederationError, create_federation, genesis_path, install_genesis, load_genesis
 from node.identity import load_or_create_identity
@@ -15,6 +16,7 @@ from protocol.ids import FederationId, peer_id
 from protocol.ledger.genesis import Federation, open_genesis
 
 FETCH_SECONDS = 15.0
+HOME_ACCOUNTS = 2  # the founder and its issuer: nobody else has been here
 
 
 def create(options: argparse.Namespace) -> int:
@@ -22,6 +24,7 @@ def create(options: argparse.Namespace) -> int:
     data = data_folder(options.data)
     with exclusive(data):
         node = load_or_create_identity(data).node
+        _check_leaving(data, load_genesis(data), options.force)
         federation = create_federation(data, options.name)
     print(f"federation {printable(options.name)} {federation.id.hex()}")
     print(f"this node ({peer_id(node)}) is its witness and holds its issuer key: {data / 'federation' / 'issuer.key'}")
@@ -63,6 +66,8 @@ def join(options: argparse.Namespace) -> int:
     with exclusive(data):
         before = load_genesis(data)
         federation = _read(data, options.genesis)
+        if before is not None and before.id != federation.id:
+            _check_leaving(data, before, options.force)
         install_genesis(data, federation)
     print(f"joined {printable(federation.genesis.name)} {federation.id.hex()}")
     if before is not None and before.id != federation.id:
@@ -72,6 +77,21 @@ def join(options: argparse.Namespace) -> int:
         f"{peer_id(load_or_create_identity(data).node)}"
     )
     return 0
+
+
+def _check_leaving(data: Path, before: Federation | None, force: bool) -> None:
+    """Refuse to leave a federation in which this node has dealt with others, unless told to. Its credits, and what it
+    owes, count there alone; if it is the witness, the others cannot go on without it. Raises `FederationError`."""
+    if before is None or force:
+        return
+    report = read_ledger(data, "ledger.verify", {})
+    founded = read_ledger(data, "federation.show", {})["issuer"]
+    others = report["accounts"] > HOME_ACCOUNTS if founded else report["certificates"] > 0
+    if others:
+        raise FederationError(
+            f"this node has dealings in {printable(before.genesis.name)} ({report['certificates']} ledger entries), "
+            "and its credits count there alone; `mtor ledger settle` first, then add --force. That ledger is kept"
+        )
 
 
 def _read(data: Path, source: str) -> Federation:

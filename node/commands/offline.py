@@ -30,7 +30,12 @@ def call_offline(data: Path, name: str, arguments: Json) -> Json:
     if name not in LEDGER_READS:
         raise NoNode(f"no node is running on {data}; start one with `mtor up`")
     with exclusive(data):
-        return trio.run(_read_ledger, data, name, arguments)
+        return read_ledger(data, name, arguments)
+
+
+def read_ledger(data: Path, name: str, arguments: Json) -> Json:
+    """One of `LEDGER_READS`, by a process that has the folder. Raises `OperationFailed`."""
+    return trio.run(_read_ledger, data, name, arguments)
 
 
 async def _read_ledger(data: Path, name: str, arguments: Json) -> Json:

@@ -26,7 +26,7 @@ from node.store import LevelStore
 from node.version import VERSION
 from node.witness_port import WitnessPort, WitnessUnreachable
 from protocol.errors import ErrorCode
-from protocol.ids import parse_peer_id, peer_id
+from protocol.ids import NodeId, parse_peer_id, peer_id
 from protocol.messages import Message
 from tests.node.gateway_world import MODEL, ROUTED, WORKER, Emit, World, events, failing, gateway_world, saying
 
@@ -294,8 +294,8 @@ class NoWitness(WitnessPort):
     store = fetch = vote
 
 
-def grant(folder: Path, amount: int) -> str:
-    """Issue credits to the founder, as a running node would."""
+def grant(folder: Path, amount: int, to: NodeId | None = None) -> str:
+    """Issue credits, to the founder if nobody is named, as a running node would."""
 
     async def program() -> str:
         federation, identity = load_genesis(folder), load_or_create_identity(folder)
@@ -305,7 +305,7 @@ def grant(folder: Path, amount: int) -> str:
         books = Bookkeeper(store, identity.signer, federation, issuer, lambda: 1_800_000_000_000, NoWitness())
         async with trio.open_nursery() as nursery:
             await nursery.start(books.run)
-            order = await books.grant(identity.node, amount)
+            order = await books.grant(to or identity.node, amount)
             nursery.cancel_scope.cancel()
         return order
 
@@ -332,6 +332,27 @@ def test_the_ledger_is_read_while_no_node_runs(mtor: Mtor, tmp_path: Path) -> No
     assert code == cli.FAILED and "ffffff" in err and "MTOR_DEBUG" not in err
     code, _, err = mtor("ledger", "balance", "nobody")
     assert code == cli.FAILED and "nobody" in err and "MTOR_DEBUG" not in err
+
+
+def test_a_federation_with_dealings_is_not_left_by_accident(mtor: Mtor, tmp_path: Path) -> None:
+    mtor("federation", "create", "garden")
+    mtor("federation", "create", "elsewhere", "--data", str(tmp_path / "other"))
+    file = tmp_path / "elsewhere.genesis"
+    mtor("federation", "show", "--export", str(file), "--data", str(tmp_path / "other"))
+    garden = tmp_path / "garden.genesis"
+    mtor("federation", "show", "--export", str(garden))
+    grant(data(tmp_path), 5_000_000)  # the founder alone: nobody would miss it
+    assert mtor("federation", "join", str(file))[0] == 0 and mtor("federation", "join", str(garden))[0] == 0
+    grant(data(tmp_path), 7_000_000, WORKER)  # somebody else has credits here now
+    for command in (["join", str(file)], ["create", "third"]):
+        code, out, err = mtor("federation", *command)
+        assert code == cli.FAILED and out == "" and "garden" in err and "--force" in err and "settle" in err
+        assert json.loads(mtor("federation", "show", "--json")[1])["name"] == "garden"
+    assert mtor("federation", "join", str(garden))[0] == 0  # the same one again is no change
+    code, out, _ = mtor("federation", "join", str(file), "--force")
+    assert code == 0 and "garden is kept" in out
+    assert mtor("federation", "join", str(garden))[0] == 0  # back again, with everything
+    assert json.loads(mtor("ledger", "balance", peer_id(WORKER), "--json")[1])["balance"] == 7_000_000
 
 
 def test_a_folder_serves_one_process_at_a_time(mtor: Mtor, tmp_path: Path) -> None:
