@@ -1,6 +1,7 @@
 """`mtor doctor`: what is wrong on this machine, and how to mend it.
 
-Rule: each finding stands with its fix. It looks, and changes nothing; it works whether or not a node runs.
+Rule: each finding stands with its fix. It looks, and changes nothing; it works whether or not a node runs, and no
+question that it asks of a machine, a peer or a node waits for longer than some seconds.
 """
 
 from __future__ import annotations
@@ -9,24 +10,39 @@ import importlib.metadata
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+from packaging.requirements import Requirement
+
 from node.bootstrap import BootstrapError, read_bootstrap_file
-from node.config import NodeConfig
+from node.commands.client import NodeClient, NodeRefused, NoNode
+from node.config import NodeConfig, RealmSection
 from node.config_file import ConfigError, load_config
 from node.gateway.guards import is_loopback
-from node.identity import KEY_FILE
-from node.models import ModelError, ModelStore
+from node.gateway.keys import ApiKeys, KeysError
+from node.identity import KEY_FILE, IdentityError, load_or_create_identity
+from node.models import CATALOGUE, ModelError, ModelStore
 from node.paths import config_file, models_folder
+from protocol.ids import peer_id
 
+PACKAGE = "mtor-node"
 LOW_SPACE_BYTES = 1_000_000_000
 DIAL_SECONDS = 3.0
+NODE_SECONDS = 10.0  # a node that says nothing for so long hangs
 OLDEST_PLAUSIBLE = 1_760_000_000  # Unix seconds; a clock before this makes every offer look expired
+FUTURE_SECONDS = 3_600.0  # files that are younger than now by more tell of a clock that was set back
+OTHERS = stat.S_IRWXG | stat.S_IRWXO
+NODE_LOG = "see its log in the data folder, logs/node.log"
+PYTORCH = "install a CUDA build of torch: https://pytorch.org/get-started/locally names the command"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,73 +55,126 @@ class Finding:
     fix: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A graphics card that torch can use."""
+
+    name: str
+    capability: str
+    total_mib: int
+    free_mib: int
+
+
 def examine(data: Path, config_path: Path | None = None) -> list[Finding]:
-    """Everything that can be looked at from here."""
-    findings = [*_python(), *_folder(data), *_clock(), *_cards()]
+    """Everything that can be looked at from here. Blocks for some seconds."""
+    cards, about_cards = _cards()
+    machine = [*_python(), *_folder(data), *_identity(data), *_clock(data), *about_cards]
+    running, about_node = _node(data)
     path = config_file(data, config_path)
     try:
-        config = load_config(path)
+        config = load_config(path, must_exist=config_path is not None)
     except ConfigError as error:
-        return [
-            *findings,
-            Finding("bad", "configuration", str(error), "correct it; `mtor config check` tells when it is right"),
-        ]
-    told = f"{path} has no mistakes" if path.exists() else "no realms.yml: the defaults hold, no model is served"
-    findings.append(Finding("ok", "configuration", told))
-    return [*findings, *_models(data, config), *_gateway(data, config), *_listening(data, config), *_joining(config)]
+        fix = "correct it; `mtor config check` tells when it is right"
+        return [*machine, Finding("bad", "configuration", str(error), fix), *about_node]
+    told = f"{path} has no mistakes" if path.exists() else "no realms.yml: the defaults hold"
+    findings = [*machine, Finding("ok", "configuration", told), *about_node]
+    findings += _models(ModelStore(models_folder(data)), config.realms, cards, running)
+    if not running:
+        findings += _ports(config)
+    return [*findings, *_gateway(data, config), *_listening(config), *_joining(config)]
+
+
+# --- the machine ---------------------------------------------------------------------------------------
 
 
 def _python() -> Iterator[Finding]:
     yield Finding("ok", "python", f"{sys.version.split()[0]} on {sys.platform}")
-    for name, wanted in (("libp2p", "0.8.1"), ("torch", ""), ("transformers", "")):
-        try:
-            found = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding(
-                "bad", name, "is not installed", "install the node again: pip install mtor-node, or `make venv`"
-            )
-            continue
-        if wanted and found != wanted:
-            yield Finding("bad", name, f"{found}; the node needs {wanted}", f"pip install {name}=={wanted}")
+    reinstall = "install the node again, in a checkout with `make venv`"
+    try:
+        requirements = [Requirement(text) for text in importlib.metadata.requires(PACKAGE) or ()]
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding("bad", "packages", f"{PACKAGE} itself is not installed", reinstall)
+        return
+    problems = [_package_problem(requirement) for requirement in requirements]
+    for problem in filter(None, problems):
+        yield Finding("bad", "packages", problem, reinstall)
+    if not any(problems):
+        yield Finding("ok", "packages", "all that the node needs is installed, in versions that fit")
+
+
+def _package_problem(requirement: Requirement) -> str:
+    """What is wrong with one dependency; "" if nothing is."""
+    if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+        return ""
+    try:
+        found = importlib.metadata.version(requirement.name)
+    except importlib.metadata.PackageNotFoundError:
+        return f"{requirement.name} is not installed"
+    if requirement.specifier.contains(found, prereleases=True):
+        return ""
+    return f"{requirement.name} {found} is installed; the node needs {requirement.specifier}"
 
 
 def _folder(data: Path) -> Iterator[Finding]:
     free = shutil.disk_usage(data).free
     fix = "make room; the ledger stops when the disk is full" if free < LOW_SPACE_BYTES else ""
-    yield Finding("bad" if fix else "ok", "data folder", f"{data}, {free // 10**9} GB free", fix)
-    if sys.platform != "win32" and data.stat().st_mode & 0o077:
+    yield Finding("bad" if fix else "ok", "data folder", f"{data}, {free / 10**9:.1f} GB free", fix)
+    if not os.access(data, os.W_OK | os.X_OK):
+        yield Finding("bad", "data folder", "cannot be written", f"chown it to the user that runs the node: {data}")
+    if os.name != "nt" and data.stat().st_mode & OTHERS:
         yield Finding("bad", "data folder", "others on this machine can look into it", f"chmod 700 {data}")
+
+
+def _identity(data: Path) -> Iterator[Finding]:
     key = data / KEY_FILE
-    if key.exists() and not os.access(key, os.R_OK):
-        yield Finding("bad", "identity", f"{key} cannot be read", f"chown it to the user that runs the node: {key}")
-
-
-def _clock() -> Iterator[Finding]:
-    if time.time() < OLDEST_PLAUSIBLE:
-        yield Finding("bad", "clock", time.ctime(), "set the clock; offers and holds are signed with the time")
-
-
-def _cards() -> Iterator[Finding]:
-    """What torch sees, and if it sees no card, why."""
-    import torch
-
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            card = torch.cuda.get_device_properties(index)
-            yield Finding(
-                "ok", "card", f"{card.name}, {card.total_memory // 2**20} MiB, capability {card.major}.{card.minor}"
-            )
+    if not key.exists():
+        yield Finding("note", "identity", "none yet", "it is made at the first start; keep a copy of it")
         return
-    driver = _nvidia_driver()
-    if driver and torch.version.cuda is None:
-        fix = "install a CUDA build of torch: https://pytorch.org/get-started/locally names the command"
-        yield Finding("bad", "card", f"{driver} is here, but this torch ({torch.__version__}) is a CPU build", fix)
-    elif driver:
-        yield Finding(
-            "bad", "card", f"{driver} is here, but torch cannot use it", "update the NVIDIA driver and restart"
-        )
-    else:
-        yield Finding("note", "card", "none: models run on the CPU", "fine for small models")
+    if os.name != "nt" and key.stat().st_mode & OTHERS:
+        yield Finding("bad", "identity", f"others on this machine can read {key}", f"chmod 600 {key}")
+        return
+    try:
+        yield Finding("ok", "identity", peer_id(load_or_create_identity(data).node))
+    except IdentityError as error:
+        yield Finding("bad", "identity", str(error), f"put your copy of {KEY_FILE} back")
+
+
+def _clock(data: Path) -> Iterator[Finding]:
+    now = time.time()
+    newest = max((path.stat().st_mtime for path in data.iterdir()), default=0.0)
+    if now < max(OLDEST_PLAUSIBLE, newest - FUTURE_SECONDS):
+        yield Finding("bad", "clock", time.ctime(now), "set the clock; offers and holds are signed with the time")
+
+
+def _cards() -> tuple[list[Card], list[Finding]]:
+    """What torch can use; if it can use no card, why."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a library that torch loads is missing
+        return [], [Finding("bad", "torch", f"cannot be loaded: {error}", "pip install torch==2.13.0")]
+    if not torch.cuda.is_available():
+        return [], [_no_card(_nvidia_driver(), torch.__version__, torch.version.cuda)]
+    cards = []
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        free, total = torch.cuda.mem_get_info(index)
+        cards.append(Card(facts.name, f"{facts.major}.{facts.minor}", total >> 20, free >> 20))
+    return cards, [Finding("ok", "card", _describe(card)) for card in cards]
+
+
+def _describe(card: Card) -> str:
+    return f"{card.name}, {card.free_mib} of {card.total_mib} MiB free, compute capability {card.capability}"
+
+
+def _no_card(driver: str, torch_version: str, torch_cuda: str | None) -> Finding:
+    """Why torch sees no card. `driver` is what the driver's own tool says, "" without one."""
+    if not driver:
+        fix = "fine for small models; if there is an NVIDIA card, install its driver (nvidia-smi must work)"
+        return Finding("note", "card", "none that the system knows: models run on the CPU", fix)
+    if torch_cuda is None:
+        return Finding("bad", "card", f"{driver} is here, but this torch ({torch_version}) is a CPU build", PYTORCH)
+    fix = f"update the NVIDIA driver to one that has CUDA {torch_cuda}, and restart"
+    return Finding("bad", "card", f"{driver} is here, but torch ({torch_version}) cannot use it", fix)
 
 
 def _nvidia_driver() -> str:
@@ -121,86 +190,137 @@ def _nvidia_driver() -> str:
     return result.stdout.splitlines()[0] if result.returncode == 0 and result.stdout else ""
 
 
-def _models(data: Path, config: NodeConfig) -> Iterator[Finding]:
-    store = ModelStore(models_folder(data))
-    for section in config.realms:
+# --- models --------------------------------------------------------------------------------------------
+
+
+def _models(
+    store: ModelStore, realms: Sequence[RealmSection], cards: Sequence[Card], running: bool
+) -> Iterator[Finding]:
+    if not realms:
+        fix = "fine for a node that only asks; otherwise `mtor up --model smollm2-135m`, or `realms:` in realms.yml"
+        yield Finding("note", "models", "the configuration serves none", fix)
+    for section in realms:
         try:
-            store.find(section.model)
+            folder = store.find(section.model).path
         except ModelError as error:
-            yield Finding("bad", "model", str(error), f"mtor models pull {section.model}")
-        else:
-            yield Finding("ok", "model", f"{section.model} is here and its digests are right")
+            pull = section.model in CATALOGUE
+            fix = f"mtor models pull {section.model}" if pull else "correct `model` in realms.yml; `mtor models list`"
+            yield Finding("bad", "model", str(error), fix)
+            continue
+        yield Finding("ok", "model", f"{section.model} is here and its digests are right")
+        if not running:  # a running node has the model on the card already
+            needed = sum(path.stat().st_size for path in folder.glob("*.safetensors")) >> 20
+            yield from _place(section, needed, cards)
 
 
-def _gateway(data: Path, config: NodeConfig) -> Iterator[Finding]:
-    """Is the node up, and if not, is its port free?"""
-    from node.commands.client import NodeClient, NodeRefused, NoNode
+def _place(section: RealmSection, needed_mib: int, cards: Sequence[Card]) -> Iterator[Finding]:
+    """Does a model find a card, and room on it?"""
+    if section.device == "cuda" and not cards:
+        found = f"{section.model} is set to run on a card, and torch sees none"
+        yield Finding("bad", "model", found, "set device: auto, or mend what stands under card")
+    roomy = max((card.free_mib for card in cards), default=needed_mib)
+    if section.device != "cpu" and roomy < needed_mib:
+        fix = "end what uses the card, take a smaller model, or set device: cpu"
+        found = f"{section.model} has {needed_mib} MiB of weights, and the card {roomy} MiB free"
+        yield Finding("bad", "model", found, fix)
 
+
+# --- the node and its ports ----------------------------------------------------------------------------
+
+
+def _node(data: Path) -> tuple[bool, list[Finding]]:
+    """Does a node run, and is it well?"""
     try:
-        status = NodeClient(data).call("status")
+        client = NodeClient(data, NODE_SECONDS)
+        status = client.call("status")
+        waiting = client.not_ready()
     except NoNode as error:
-        yield Finding("note", "node", str(error), "mtor up")
+        return False, [Finding("note", "node", str(error), "mtor up")]
     except NodeRefused as error:
-        yield Finding("bad", "node", f"it runs, but says: {error}", "see its log in the data folder, logs/node.log")
-    else:
-        yield Finding("ok", "node", f"runs for {status['uptime_seconds']} s with {status['peers']} peers")
-        for problem in status["problems"]:
-            yield Finding("bad", "node", problem, "see its log in the data folder, logs/node.log")
-        return
-    port = config.gateway.port
-    if port and _in_use(config.gateway.host, port):
-        yield Finding(
-            "bad", "gateway port", f"{port} is used by another program", "set gateway.port, or end that program"
-        )
-    if not is_loopback(config.gateway.host):
-        yield Finding(
-            "note", "gateway", f"{config.gateway.host} can be reached by others", "clients need keys: mtor keys create"
-        )
+        return True, [Finding("bad", "node", f"it runs, but says: {error}", NODE_LOG)]
+    findings = [Finding("ok", "node", f"runs for {status['uptime_seconds']} s with {status['peers']} peers")]
+    if waiting:
+        fix = "wait, serve a model, or join a peer that does; `mtor status` and `mtor peers` show more"
+        findings.append(Finding("note", "node", f"it could answer no question now: {waiting}", fix))
+    return True, findings + [Finding("bad", "node", problem, NODE_LOG) for problem in status["problems"]]
 
 
-def _listening(data: Path, config: NodeConfig) -> Iterator[Finding]:
-    only_here = all("/127.0.0.1/" in address or "/::1/" in address for address in config.node.listen)
-    if only_here:
-        fix = "node.listen: [/ip4/0.0.0.0/tcp/9001], and forward that port in the router"
-        yield Finding("note", "listening", "on this machine alone: other machines cannot reach the node", fix)
-
-
-def _joining(config: NodeConfig) -> Iterator[Finding]:
-    if config.node.bootstrap is None:
-        yield Finding("note", "bootstrap", "no list of peers is set", "mtor up --bootstrap ADDRESS joins for one run")
-        return
-    try:
-        peers = read_bootstrap_file(config.node.bootstrap)
-    except BootstrapError as error:
-        yield Finding("bad", "bootstrap", str(error), "correct the list")
-        return
-    for peer in peers:
-        problem = _dial(peer.address)
-        fix = (
-            "ask its operator for its present address (`mtor status`), or check the firewall on both sides"
-            if problem
-            else ""
-        )
-        yield Finding("bad" if problem else "ok", "bootstrap", f"{peer.address} {problem or 'can be reached'}", fix)
-
-
-def _dial(address: str) -> str:
-    """ "" if a TCP connection to a multiaddress succeeds; the reason otherwise."""
-    parts = address.split("/")
-    try:
-        host, port = parts[2], int(parts[4])
-        socket.create_connection((host, port), timeout=DIAL_SECONDS).close()
-    except (OSError, ValueError, IndexError) as error:
-        return f"cannot be reached: {error}"
-    return ""
+def _ports(config: NodeConfig) -> Iterator[Finding]:
+    """Are the ports free that the node will take?"""
+    wanted = [("gateway.port", config.gateway.host, config.gateway.port)]
+    for address in config.node.listen:
+        _, protocol, host, _, port = address.split("/")
+        wanted += [("node.listen", host, int(port))] if protocol in ("ip4", "ip6") else []
+    for setting, host, number in wanted:
+        if number and _in_use(host, number):
+            yield Finding(
+                "bad", "port", f"{number} is used by {_holder(number)}", f"set {setting}, or end that program"
+            )
 
 
 def _in_use(host: str, port: int) -> bool:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        if sys.platform != "win32":
+        if os.name != "nt":
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError:
             return True
     return False
+
+
+def _holder(port: int) -> str:
+    """Who listens on a port, as far as the system tells."""
+    with suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections("tcp"):
+            listens = connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+            if listens and connection.pid:
+                return f"{psutil.Process(connection.pid).name()} (process {connection.pid})"
+    return "another program"
+
+
+def _gateway(data: Path, config: NodeConfig) -> Iterator[Finding]:
+    if is_loopback(config.gateway.host):
+        return
+    try:
+        keys = ApiKeys(data).all()
+    except KeysError as error:
+        yield Finding("bad", "API keys", str(error), "remove the file, then mtor keys create NAME")
+        return
+    found = f"{config.gateway.host} can be reached by others, who need an API key; {len(keys)} exist"
+    yield Finding("note", "gateway", found, "" if keys else "mtor keys create NAME")
+
+
+# --- the network ---------------------------------------------------------------------------------------
+
+
+def _listening(config: NodeConfig) -> Iterator[Finding]:
+    if all("/127." in address or "/::1/" in address for address in config.node.listen):
+        fix = "node.listen: [/ip4/0.0.0.0/tcp/9001], and forward that port in the router"
+        yield Finding("note", "listening", "on this machine alone: other machines cannot reach the node", fix)
+
+
+def _joining(config: NodeConfig) -> Iterable[Finding]:
+    from node.app import BUNDLED_BOOTSTRAP
+
+    path = config.node.bootstrap or (BUNDLED_BOOTSTRAP if BUNDLED_BOOTSTRAP.exists() else None)
+    try:
+        addresses = [peer.address for peer in read_bootstrap_file(path)] if path else []
+    except BootstrapError as error:
+        return [Finding("bad", "bootstrap", str(error), "correct the list")]
+    if not addresses:
+        fix = "`mtor up --bootstrap ADDRESS` joins for one run, a list as node.bootstrap at every start"
+        return [Finding("note", "bootstrap", "no first peer is known: the node waits until somebody dials it", fix)]
+    with ThreadPoolExecutor(len(addresses)) as pool:
+        return list(pool.map(_dialled, addresses))
+
+
+def _dialled(address: str) -> Finding:
+    """Does a TCP connection to a bootstrap address succeed?"""
+    _, _, host, _, port, *_ = address.split("/")
+    try:
+        socket.create_connection((host, int(port)), timeout=DIAL_SECONDS).close()
+    except OSError as error:
+        fix = "ask its operator for its present address (`mtor status`), or check the firewall on both sides"
+        return Finding("bad", "bootstrap", f"{address} cannot be reached: {error}", fix)
+    return Finding("ok", "bootstrap", f"{address} can be reached")

@@ -12,9 +12,8 @@ def call(options: argparse.Namespace, name: str, arguments: Json | None = None) 
     """One operation, by the running node if there is one. Raises `NoNode` or `NodeRefused`."""
     data = data_folder(options.data)
     try:
-        client = NodeClient(data)
-    except NoNode:
+        return NodeClient(data).call(name, arguments or {})
+    except NoNode:  # also when a dead node's process id belongs to another program by now
         from node.commands.offline import call_offline
 
         return call_offline(data, name, arguments or {})
-    return client.call(name, arguments or {})

@@ -35,8 +35,8 @@ class NodeRefused(RuntimeError):
 class NodeClient:
     """One running node's local API."""
 
-    def __init__(self, data: Path) -> None:
-        self._data = data
+    def __init__(self, data: Path, timeout: float = TIMEOUT_SECONDS) -> None:
+        self._timeout = timeout
         try:
             facts = json.loads((data / "gateway.json").read_text())
             self.url: str = facts["url"]
@@ -52,6 +52,12 @@ class NodeClient:
         with self._post(f"/mtor/v1/{name}", arguments or {}) as response:
             answer: Json = json.loads(response.read())
         return answer
+
+    def not_ready(self) -> str:
+        """Why no question could be answered now; "" if one could. Raises `NoNode`."""
+        with self._send("GET", "/readyz") as response:
+            facts: Json = json.loads(response.read())
+        return "" if facts["ready"] else facts["reason"]
 
     def stream(self, name: str, arguments: Json) -> Iterator[Json]:
         """A streamed operation's progress. Raises `NodeRefused` or `NoNode`."""
@@ -81,17 +87,25 @@ class NodeClient:
     @contextmanager
     def _post(self, path: str, body: Json) -> Iterator[http.client.HTTPResponse]:
         """A good answer, to be read in the block. Leaving the block hangs up, which cancels a query."""
+        with self._send("POST", path, json.dumps(body)) as response:
+            if response.status != 200:
+                raise NodeRefused(response.status, _message(response))
+            yield response
+
+    @contextmanager
+    def _send(self, method: str, path: str, body: str | None = None) -> Iterator[http.client.HTTPResponse]:
+        """Whatever answer comes, to be read in the block."""
         parts = urlsplit(self.url)
         headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
-        with closing(http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT_SECONDS)) as line:
+        with closing(http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=self._timeout)) as line:
             try:
-                line.request("POST", path, json.dumps(body), headers)
+                line.request(method, path, body, headers)
                 response = line.getresponse()
+            except TimeoutError:
+                raise NodeRefused(504, f"nothing for {self._timeout:.0f} s: the node at {self.url} hangs") from None
             except (OSError, http.client.HTTPException) as error:
                 raise NoNode(f"the node at {self.url} does not answer ({error}); see `mtor doctor`") from None
             with response:
-                if response.status != 200:
-                    raise NodeRefused(response.status, _message(response))
                 try:
                     yield response
                 except (OSError, http.client.HTTPException):

@@ -208,6 +208,14 @@ def test_files_of_a_dead_node_are_recognised(mtor: Mtor, tmp_path: Path) -> None
     assert mtor("status")[0] == cli.NO_NODE
 
 
+def test_a_dead_nodes_process_id_may_be_another_programs_by_now(mtor: Mtor, tmp_path: Path) -> None:
+    mtor("federation", "create", "garden")
+    (data(tmp_path) / "gateway.json").write_text(json.dumps({"url": "http://127.0.0.1:1", "pid": os.getpid()}))
+    (data(tmp_path) / "admin.token").write_text("token")
+    assert mtor("ledger", "balance")[0] == 0
+    assert mtor("ledger", "settle")[0] == cli.NO_NODE
+
+
 def test_id_is_made_once_and_private(mtor: Mtor, tmp_path: Path) -> None:
     code, first, _ = mtor("id")
     assert code == 0 and mtor("id")[1] == first

@@ -1,0 +1,274 @@
+"""The doctor: each thing that is wrong is found, stands with its fix, and nothing is changed by looking."""
+
+import json
+import os
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from packaging.requirements import Requirement
+
+import cli
+from node import doctor
+from node.config import GatewaySection, NodeConfig, NodeSection, RealmSection
+from node.doctor import Card, Finding, examine
+from node.gateway.keys import ApiKeys
+from node.identity import KEY_FILE, load_or_create_identity
+from node.models import ModelStore
+from node.operations import Json
+from protocol.ids import NodeId, peer_id
+from tests.node.gateway_world import gateway_world
+
+CARD = Card("RTX 4090", "8.9", 24_564, 20_000)
+PEER = peer_id(NodeId(bytes(32)))
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder as `mtor` makes it, with a configuration whose ports are any that are free."""
+    folder = tmp_path / "data"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv("MTOR_MODELS", str(tmp_path / "models"))
+    (folder / "realms.yml").write_text("gateway: {port: 0}\nnode: {listen: [/ip4/0.0.0.0/tcp/0]}\n")
+    return folder
+
+
+def levels(findings: Iterable[Finding], about: str) -> list[str]:
+    """How grave what was found about something is."""
+    return [finding.level for finding in findings if finding.about == about]
+
+
+def bad(findings: Iterable[Finding]) -> list[Finding]:
+    """What must be mended; each with its fix."""
+    found = [finding for finding in findings if finding.level == "bad"]
+    assert all(finding.fix for finding in found)
+    return found
+
+
+@contextmanager
+def listener() -> Iterator[int]:
+    """A port that this process listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+# --- the whole of it -----------------------------------------------------------------------------------
+
+
+def test_a_fresh_machine_has_nothing_to_mend(data: Path) -> None:
+    before = sorted(data.iterdir())
+    findings = examine(data)
+    assert bad(findings) == [] and sorted(data.iterdir()) == before
+    assert levels(findings, "configuration") == ["ok"] and levels(findings, "identity") == ["note"]
+    assert levels(findings, "node") == levels(findings, "models") == levels(findings, "bootstrap") == ["note"]
+
+
+def test_the_exit_code_says_whether_there_is_something_to_mend(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "--data", str(data)]) == cli.OK
+    assert "ok    configuration: " in capsys.readouterr().out
+    (data / "realms.yml").write_text("gatway: {}\n")
+    assert cli.main(["doctor", "--data", str(data)]) == cli.FAILED
+    out = capsys.readouterr().out
+    assert "did you mean gateway?" in out and "      → correct it; `mtor config check`" in out
+    assert cli.main(["doctor", "--data", str(data), "--json"]) == cli.FAILED
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["about"] for row in rows if row["level"] == "bad"] == ["configuration"]
+    assert all(set(row) == {"level", "about", "found", "fix"} for row in rows)
+
+
+# --- the machine ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("requirement", "problem"),
+    [
+        ("trio>=0.1", ""),
+        ("trio>=900", "the node needs >=900"),
+        ("no-such-package", "no-such-package is not installed"),
+        ("no-such-package; sys_platform == 'plan9'", ""),
+        ("no-such-package; extra == 'dev'", ""),
+    ],
+)
+def test_packages_are_compared_with_what_is_asked_for(requirement: str, problem: str) -> None:
+    found = doctor._package_problem(Requirement(requirement))
+    assert problem in found and bool(found) == bool(problem)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_what_others_could_read_is_found_and_left_as_it_is(data: Path) -> None:
+    load_or_create_identity(data)
+    assert levels(examine(data), "identity") == ["ok"]
+    (data / KEY_FILE).chmod(0o644)
+    data.chmod(0o755)
+    fixes = [finding.fix for finding in bad(examine(data))]
+    assert fixes == [f"chmod 700 {data}", f"chmod 600 {data / KEY_FILE}"]
+    assert (data / KEY_FILE).stat().st_mode & 0o777 == 0o644 and data.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_damaged_identity_is_found(data: Path) -> None:
+    load_or_create_identity(data)
+    (data / KEY_FILE).write_text("no key")
+    [finding] = bad(examine(data))
+    assert finding.about == "identity" and "copy" in finding.fix
+
+
+def test_a_clock_that_was_set_back_is_found(data: Path) -> None:
+    assert list(doctor._clock(data)) == []
+    future = 10_000_000_000
+    os.utime(data / "realms.yml", (future, future))
+    [finding] = doctor._clock(data)
+    assert finding.level == "bad" and "set the clock" in finding.fix
+
+
+def test_a_full_disk_is_found(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "LOW_SPACE_BYTES", 1 << 62)
+    assert [finding.about for finding in bad(doctor._folder(data))] == ["data folder"]
+
+
+def test_a_card_that_torch_does_not_see_has_a_reason() -> None:
+    assert doctor._no_card("", "2.13.0", "13.0").level == "note"
+    cpu_build = doctor._no_card("RTX 4090, 580.1", "2.13.0+cpu", None)
+    assert cpu_build.level == "bad" and "CPU build" in cpu_build.found and "CUDA build" in cpu_build.fix
+    old_driver = doctor._no_card("RTX 4090, 470.1", "2.13.0", "13.0")
+    assert old_driver.level == "bad" and "CUDA 13.0" in old_driver.fix
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")
+def test_the_drivers_own_tool_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert doctor._nvidia_driver() == ""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'RTX 4090, 580.65'\n")
+    tool.chmod(0o755)
+    assert doctor._nvidia_driver() == "RTX 4090, 580.65"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n")
+    assert doctor._nvidia_driver() == ""
+
+
+# --- models --------------------------------------------------------------------------------------------
+
+
+def test_models_that_are_not_there_are_found(data: Path, tmp_path: Path) -> None:
+    (data / "realms.yml").write_text("gateway: {port: 0}\nrealms: [{model: smollm2-135m}, {model: ./mine}]\n")
+    found = [finding for finding in bad(examine(data)) if finding.about == "model"]
+    assert [finding.fix.split(";")[0] for finding in found] == [
+        "mtor models pull smollm2-135m",
+        "correct `model` in realms.yml",
+    ]
+    assert str(data / "mine") in found[1].found
+
+
+def model_findings(tmp_path: Path, device: str, cards: list[Card], running: bool = False) -> list[Finding]:
+    """What is said of a model of 3 MiB."""
+    model = tmp_path / "mine"
+    model.mkdir(exist_ok=True)
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_bytes(bytes(3 << 20))
+    section = RealmSection.model_validate({"model": str(model), "device": device})
+    return list(doctor._models(ModelStore(tmp_path / "models"), [section], cards, running))
+
+
+def test_a_model_has_to_fit_on_the_card(tmp_path: Path) -> None:
+    full = Card("RTX 4090", "8.9", 24_564, 2)
+    assert bad(model_findings(tmp_path, "auto", [full, CARD])) == []  # one of them has room
+    [finding] = bad(model_findings(tmp_path, "auto", [full]))
+    assert "3 MiB of weights, and the card 2 MiB free" in finding.found
+    assert bad(model_findings(tmp_path, "cpu", [full])) == []
+    assert bad(model_findings(tmp_path, "auto", [full], running=True)) == []  # it is what fills the card
+    assert bad(model_findings(tmp_path, "auto", [])) == []
+    [finding] = bad(model_findings(tmp_path, "cuda", []))
+    assert "torch sees none" in finding.found
+
+
+# --- the node and its ports ----------------------------------------------------------------------------
+
+
+def test_a_port_that_another_program_has_is_found_with_its_name(data: Path) -> None:
+    with listener() as port, listener() as other:
+        listen = (f"/ip4/127.0.0.1/tcp/{other}", "/dns4/localhost/tcp/1")
+        config = NodeConfig(gateway=GatewaySection(port=port), node=NodeSection(listen=listen))
+        first, second = bad(doctor._ports(config))
+    assert f"{port} is used by " in first.found and f"(process {os.getpid()})" in first.found
+    assert "gateway.port" in first.fix and str(other) in second.found and "node.listen" in second.fix
+    assert bad(doctor._ports(config)) == []
+
+
+def reporting(*problems: str) -> Callable[[str, Json], Awaitable[Json]]:
+    """A node's own report."""
+
+    async def call(name: str, arguments: Json) -> Json:
+        assert name == "status"
+        return {"uptime_seconds": 5, "peers": 2, "problems": problems}
+
+    return call
+
+
+async def about_node(data: Path) -> tuple[bool, list[Finding]]:
+    """What the doctor says of the node that runs on `data`."""
+    return await trio.to_thread.run_sync(doctor._node, data)
+
+
+async def test_a_running_node_is_asked_how_it_is(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with gateway_world(data) as world:
+        monkeypatch.setattr(world.operations, "call", reporting())
+        running, [finding] = await about_node(data)
+        assert running and finding.level == "ok" and "5 s with 2 peers" in finding.found
+        world.facts.ready = (False, "no connected peer offers a model yet")
+        running, findings = await about_node(data)
+        assert running and [finding.level for finding in findings] == ["ok", "note"]
+        assert "no connected peer offers a model yet" in findings[1].found
+        monkeypatch.setattr(world.operations, "call", reporting("no bootstrap peer can be reached"))
+        _, findings = await about_node(data)
+        [finding] = bad(findings)
+        assert "no bootstrap peer" in finding.found and "node.log" in finding.fix
+
+
+def test_a_node_that_hangs_is_told_from_one_that_is_gone(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "NODE_SECONDS", 0.2)
+    (data / "admin.token").write_text("token")
+    with listener() as port:  # takes the connection, and says nothing
+        (data / "gateway.json").write_text(json.dumps({"url": f"http://127.0.0.1:{port}", "pid": os.getpid()}))
+        running, [finding] = doctor._node(data)
+        assert running and finding.level == "bad" and "hangs" in finding.found
+    running, [finding] = doctor._node(data)
+    assert not running and finding.level == "note"
+
+
+def test_a_gateway_that_others_reach_needs_keys(data: Path) -> None:
+    open_to_all = NodeConfig(gateway=GatewaySection(host="0.0.0.0"))
+    [finding] = doctor._gateway(data, open_to_all)
+    assert finding.fix == "mtor keys create NAME"
+    ApiKeys(data).create("laptop")
+    [finding] = doctor._gateway(data, open_to_all)
+    assert finding.fix == "" and "1 exist" in finding.found
+    (data / "api_keys").write_text("{")
+    assert len(bad(doctor._gateway(data, open_to_all))) == 1
+    assert list(doctor._gateway(data, NodeConfig())) == []
+
+
+# --- the network ---------------------------------------------------------------------------------------
+
+
+def test_a_node_that_only_this_machine_reaches_is_told() -> None:
+    here = NodeConfig(node=NodeSection(listen=("/ip4/127.0.0.1/tcp/1", "/ip6/::1/tcp/1")))
+    assert levels(doctor._listening(here), "listening") == ["note"]
+    both = NodeConfig(node=NodeSection(listen=("/ip4/127.0.0.1/tcp/1", "/ip4/0.0.0.0/tcp/1")))
+    assert list(doctor._listening(both)) == []
+
+
+def test_bootstrap_peers_are_dialled(tmp_path: Path) -> None:
+    peers = tmp_path / "peers.txt"
+    config = NodeConfig(node=NodeSection(bootstrap=peers))
+    with listener() as port:
+        with listener() as gone:
+            pass
+        peers.write_text("".join(f"/ip4/127.0.0.1/tcp/{number}/p2p/{PEER}\n" for number in (port, gone)))
+        reached, lost = doctor._joining(config)
+    assert reached.level == "ok" and str(port) in reached.found
+    assert lost.level == "bad" and str(gone) in lost.found and "firewall" in lost.fix
+    peers.write_text("nonsense\n")
+    [finding] = doctor._joining(config)
+    assert finding.level == "bad" and "line 1" in finding.found
