@@ -1,7 +1,7 @@
 """Logs: a rotating file in the data folder, and the terminal.
 
-Rule: what people wrote and what models answered never comes near a logger, and neither do keys. Each line has time,
-level, part and message; a query can be followed by its id.
+Rule: what people wrote and what models answered never comes near a logger, and neither do keys; should a bug bring them
+there, they are taken out again. Each line has time, level, part and message; a query can be followed by its id.
 """
 
 from __future__ import annotations
@@ -9,15 +9,45 @@ from __future__ import annotations
 import json
 import logging
 import logging.handlers
+import re
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from node.config import LogSection
 
 QUIET = ("libp2p", "multiaddr", "aiohttp", "async_service", "root.libp2p")
 LINE = "%(asctime)s %(levelname)-7s %(name)-16s %(message)s"
 LOG_FILE = "node.log"
+QUERY = re.compile(r"\bquery ([0-9a-f]{32})\b")  # how messages name a query
+CONFIDENTIAL = ("protocol.messages", "protocol.signing", "node.answers", "node.identity", "node.engines.port")
+
+
+class Discretion(logging.Filter):
+    """Values that hold conversations or keys leave a record as the names of their types, bytes as their number."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See `logging.Filter`."""
+        record.msg = _discreet(record.msg)
+        if isinstance(record.args, Mapping):
+            record.args = {name: _discreet(value) for name, value in record.args.items()}
+        elif record.args:
+            record.args = tuple(_discreet(value) for value in record.args)
+        return True
+
+
+def _discreet(value: Any) -> Any:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"<{len(value)} bytes>"
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_discreet(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: _discreet(item) for name, item in value.items()}
+    kind = type(value)
+    confidential = kind.__module__ in CONFIDENTIAL and not isinstance(value, BaseException)
+    return f"<{kind.__name__}>" if confidential else value
 
 
 class JsonLines(logging.Formatter):
@@ -31,6 +61,9 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        query = QUERY.search(line["message"])
+        if query:
+            line["query"] = query[1]
         if record.exc_info:
             line["trace"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
@@ -54,6 +87,7 @@ def start_logging(config: LogSection, data: Path) -> None:
         root.removeHandler(old)
     for handler in (rotating, logging.StreamHandler(sys.stderr)):
         handler.setFormatter(formatter)
+        handler.addFilter(Discretion())
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger("mtor").setLevel(config.level.upper())

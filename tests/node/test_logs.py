@@ -4,16 +4,23 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from node.answers import Delta, Question
 from node.config import LogSection
+from node.engines.port import Piece
 from node.gateway.keys import ApiKeys
 from node.logs import LOG_FILE, QUIET, log_folder, start_logging
 from protocol.errors import ErrorCode
+from protocol.ids import CHAT, QueryId
+from protocol.messages import ChatRequest, Turn
+from protocol.routing import Requirements
+from protocol.signing import Signer
 from tests.node.gateway_world import ROUTED, Emit, events, failing, gateway_world
 
+QUERY_ID = QueryId(bytes(range(16)))
 PROMPT, ANSWER = "a-prompt-of-mine", "an-answer-of-the-model"
 
 
@@ -88,6 +95,54 @@ def test_starting_twice_writes_each_line_once(tmp_path: Path) -> None:
         handler.close()
     logging.getLogger("mtor.x").info("once")
     assert len(lines(tmp_path)) == 1
+
+
+def test_json_lines_name_the_query(tmp_path: Path) -> None:
+    start_logging(LogSection(format="json"), tmp_path)
+    log = logging.getLogger("mtor.router")
+    log.info("query %s attempt %d at %s: stop", QUERY_ID.hex(), 1, "12345678")
+    log.info("query ended: %s", "no such thing")
+    first, second = (json.loads(line) for line in lines(tmp_path))
+    assert first["query"] == QUERY_ID.hex() and "query" not in second
+
+
+REQUEST = ChatRequest((Turn("user", PROMPT),), 1, 0, 1_000, 0, 1_000, 2_000, 2_000, 0, ())
+SEED = bytes(range(32))
+CARELESS: list[tuple[Any, ...]] = [
+    ("%r", REQUEST),
+    ("%s", REQUEST.turns[0]),
+    ("%s", REQUEST.turns),
+    ("%s", {"request": REQUEST}),
+    ("%(request)s", {"request": REQUEST}),
+    ("%s", Question(QUERY_ID, CHAT, REQUEST, Requirements())),
+    ("%s and %s", 1, Delta(PROMPT)),
+    (Delta(PROMPT),),
+    ("%s", Piece(PROMPT, 1)),
+    ("%r", SEED),
+    ("%s", [bytearray(SEED)]),
+    ("%s", Signer.from_seed(SEED)),
+]
+
+
+@pytest.mark.parametrize("said", CARELESS, ids=[str(number) for number in range(len(CARELESS))])
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_what_a_bug_hands_to_a_logger_is_taken_out(
+    tmp_path: Path, style: str, said: tuple[Any, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    start_logging(LogSection.model_validate({"format": style}), tmp_path)
+    logging.getLogger("mtor.x").warning(*said)
+    [line] = lines(tmp_path)
+    assert "<" in line and capsys.readouterr().err.strip() == line  # the type's name stands there
+    for secret in (PROMPT, repr(SEED)[2:-1], repr(SEED)[10:30], SEED.hex()):
+        assert secret not in line
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_what_is_added_to_a_record_is_not_written(tmp_path: Path, style: str) -> None:
+    start_logging(LogSection.model_validate({"format": style}), tmp_path)
+    logging.getLogger("mtor.x").warning("hello", extra={"prompt": PROMPT, "api_key": PROMPT})
+    [line] = lines(tmp_path)
+    assert "hello" in line and PROMPT not in line
 
 
 async def test_what_people_write_is_in_no_log(tmp_path: Path) -> None:
