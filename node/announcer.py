@@ -28,7 +28,8 @@ log = logging.getLogger("mtor.announcer")
 WATCH_SECONDS = 0.5  # how often connections and the own load are looked at
 DHT_SECONDS = 30.0  # between two refreshes of the DHT record
 SEEK_SECONDS = 20.0  # between two searches in the DHT while offers are known
-FIRST_SEEK_SECONDS = 1.0  # between searches while none is known, doubling
+FIRST_SEEK_SECONDS = 1.0  # between searches while nobody else serves, doubling up to the next
+LONELY_SEEK_SECONDS = 5.0
 
 
 class Announcer:
@@ -116,9 +117,15 @@ class Announcer:
 
     async def _keep_recorded(self) -> None:
         """Keep the DHT's record fresh, and this node among the providers of its realms."""
+        recorded: frozenset[tuple[str, str]] | None = None
+        due = 0.0
         while True:
-            pause = DHT_SECONDS if await self._record() else FIRST_SEEK_SECONDS
-            await trio.sleep(pause)
+            served = frozenset((model.realm, model.model) for model in self._describe() if model.slots)
+            if served != recorded or trio.current_time() >= due:
+                reached = await self._record()
+                recorded = served if reached else None
+                due = trio.current_time() + DHT_SECONDS
+            await trio.sleep(FIRST_SEEK_SECONDS)
 
     async def _record(self) -> bool:
         """Put the record; False if it reached nobody, so that it is tried again soon."""
@@ -151,8 +158,12 @@ class Announcer:
             self._seek_now = trio.Event()
             if self._network.peers():
                 await self._search()
-            alone = len(self._directory.offers()) <= 1
-            pause = min(pause * 2, SEEK_SECONDS) if alone else SEEK_SECONDS
+            pause = SEEK_SECONDS if self._somebody_serves() else min(pause * 2, LONELY_SEEK_SECONDS)
+
+    def _somebody_serves(self) -> bool:
+        """True if a model of another node is known."""
+        own = self._signer.node
+        return any(known.offer.models for known in self._directory.offers() if known.node != own)
 
     async def _search(self) -> None:
         for realm in BUILT_IN_REALMS:
@@ -163,8 +174,13 @@ class Announcer:
                 continue
             async with trio.open_nursery() as nursery:
                 for node, _ in providers:
-                    if node != self._signer.node and self._directory.known(node) is None:
+                    if node != self._signer.node and self._wants(node):
                         nursery.start_soon(self._fetch, node)
+
+    def _wants(self, node: NodeId) -> bool:
+        """True if its offer is not known, or will soon be no longer valid: without gossip nobody renews it."""
+        known = self._directory.known(node)
+        return known is None or known.offer.expires_ms - self._clock() < params.OFFER_LIFETIME // 2
 
     async def _fetch(self, node: NodeId) -> None:
         try:

@@ -25,7 +25,7 @@ from node.bookkeeper import LedgerDamaged, Settings
 from node.bootstrap import BootstrapError, BootstrapKeeper, BootstrapPeer, parse_bootstrap_address, read_bootstrap_file
 from node.config import NodeConfig, RealmSection
 from node.directory import Directory
-from node.engines.process import EngineStartError, ProcessEngine
+from node.engines.process import EngineStartError, ModelFolder, ProcessEngine
 from node.facts import NodeFacts
 from node.federation import FederationError
 from node.gateway.http import Gateway, GatewayError
@@ -165,7 +165,6 @@ class Node:
         self._gateway = Gateway(config.gateway, data, router, operations, facts)
         self._scope = trio.CancelScope()
         self._local: trio.Nursery | None = None
-        self._loading: list[str] = []
 
     def stop(self) -> None:
         """End the node in order."""
@@ -194,15 +193,14 @@ class Node:
         log.info("listening on %s", ", ".join(self._network.addresses()))
         log.info("asking: %s/v1 (OpenAI-compatible)", url)
         for section, folder in self._folders:
-            self._loading.append(folder.name)
-            nursery.start_soon(self._serve_model, section, ProcessEngine(folder, section.device, section.threads))
+            self._services.expect(section.realm, folder.name)
+            nursery.start_soon(self._serve_model, section, _engine(section, folder))
 
     async def _serve_model(self, section: RealmSection, engine: ProcessEngine) -> None:
         """Load a model, then offer it for as long as the node runs."""
         async with trio.open_nursery() as nursery:
             await nursery.start(engine.run)
             self._services.add(ModelService(section, engine, Scheduler(section.slots, section.queue)))
-            self._loading.remove(engine.info.name)
             log.info("serving %s with %s on %s", section.realm, engine.info.name, engine.info.device.kind)
 
     async def _open_stream(self, node: NodeId) -> Stream:
@@ -227,7 +225,8 @@ class Node:
                 return
 
     def _loading_hint(self) -> str:
-        return f"This node is loading {', '.join(self._loading)}; try again in some seconds" if self._loading else ""
+        names = ", ".join(self._services.loading)
+        return f"This node is loading {names}; try again in some seconds" if names else ""
 
     def _stop_soon(self) -> None:
         """End the node once the answer to whoever asked for it is out."""
@@ -240,11 +239,15 @@ class Node:
 
     def _problems(self) -> tuple[str, ...]:
         """What is wrong now, with the fix."""
-        problems = [f"{name} is still being loaded" for name in self._loading]
+        problems = [f"{name} is still being loaded" for name in self._services.loading]
         state = self._bootstrap.state()
         if state.known and not state.reachable:
             problems.append(f"no bootstrap peer can be reached (last error: {state.last_error}); see `mtor doctor`")
         return tuple(problems)
+
+
+def _engine(section: RealmSection, folder: ModelFolder) -> ProcessEngine:
+    return ProcessEngine(folder, section.device, section.threads, section.slots, arithmetic=section.arithmetic)
 
 
 def _bootstrap_peers(config: NodeConfig, launch: Launch) -> list[BootstrapPeer]:

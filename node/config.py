@@ -51,6 +51,9 @@ class RealmSection(Section):
     queue: int = Field(16, ge=0, le=1_024, description="Queries that may wait; more are refused as overloaded.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a card when there is one.")
     threads: int = Field(0, ge=0, le=256, description="CPU threads; 0 lets torch choose.")
+    arithmetic: Literal["auto", "packed", "bf16", "fp32"] = Field(
+        "auto", description="On a CPU; auto measures which is fast. Workers with the same one give the same words."
+    )
     max_tokens: int = Field(1_024, ge=1, description="Longest answer, in tokens.")
     price_in: int = Field(1_000, ge=0, description="µcredits for 1,000 prompt tokens.")
     price_out: int = Field(3_000, ge=0, description="µcredits for 1,000 output tokens.")

@@ -26,7 +26,8 @@ MAX_ATTEMPTS = 8  # workers asked for one query; more would only spread a poison
 NO_PEER_RETRY_MS = 5_000  # offers come and go within seconds
 LAST_WORD_MS = 1_000  # of the deadline, kept for the worker's last word and the settlement
 DISCOVERY_SECONDS = 3.0  # to wait for a first offer when none is known
-RECOVERY_PAUSE_SECONDS = 1.0  # between tries while a begun answer has nobody to continue it
+RECOVERY_PAUSE_SECONDS = 0.5  # between looks for somebody to continue
+PATIENCE_SECONDS = 10.0  # for a first worker, while all that fit are lost: an avoided one is tried again by then
 PASSING = frozenset(
     {
         ErrorCode.WORKER_LOST,
@@ -115,8 +116,8 @@ class _Answering:
         ranking = self._rank()
         if not ranking.candidates and not self._attempts:
             ranking = await self._discover()
-        while not ranking.candidates and self._text and self._may_recover():
-            await trio.sleep(RECOVERY_PAUSE_SECONDS)  # a begun answer waits for somebody until the deadline
+        while not ranking.candidates and self._may_wait(ranking):
+            await trio.sleep(RECOVERY_PAUSE_SECONDS)  # somebody may come back, or be no longer avoided
             self._router.seek()
             self._tried.clear()
             ranking = self._rank()
@@ -130,9 +131,16 @@ class _Answering:
         await self._emit(Failed(ErrorCode.NO_PEER, f"{reason}. {hint}" if hint else reason, NO_PEER_RETRY_MS))
         return None
 
-    def _may_recover(self) -> bool:
-        """True if waiting may help: the last worker was lost or busy, not unwilling."""
-        return self._last is not None and self._last.code in PASSING
+    def _may_wait(self, ranking: Ranking) -> bool:
+        """True if waiting may help: for a begun answer until the deadline, for another a short while."""
+        if self._last is not None and self._last.code not in PASSING:
+            return False
+        if self._text:
+            return True
+        lost = (
+            ranking.avoided if self._last is None else self._last.code not in (ErrorCode.OVERLOADED, ErrorCode.PAUSED)
+        )
+        return lost and time.monotonic() - self._began < PATIENCE_SECONDS
 
     def _rank(self) -> Ranking:
         question = self._question

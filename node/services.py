@@ -63,10 +63,21 @@ class Services:
     def __init__(self, services: Sequence[ModelService] = (), *, free: bool) -> None:
         self._services = list(services)
         self._free = free
+        self._loading: set[tuple[str, str]] = set()  # (realm, model) to come
+
+    def expect(self, realm: str, model: str) -> None:
+        """A model is being loaded: who asks for it meanwhile is told to come back."""
+        self._loading.add((realm, model))
 
     def add(self, service: ModelService) -> None:
         """Serve one more, now that its engine is loaded."""
+        self._loading.discard((service.realm, service.engine.info.name))
         self._services.append(service)
+
+    @property
+    def loading(self) -> tuple[str, ...]:
+        """Names of the models that are being loaded."""
+        return tuple(sorted(model for _, model in self._loading))
 
     def __iter__(self) -> Iterator[ModelService]:
         return iter(self._services)
@@ -78,10 +89,11 @@ class Services:
     def choose(self, realm: RealmId, model: str) -> ModelService:
         """The service of `model`, or the least busy one of the realm if `model` is "". Raises `Refused`."""
         fitting = [s for s in self._services if s.realm == realm and model in ("", s.engine.info.name)]
-        if not fitting:
+        expected = any(r == realm and model in ("", name) for r, name in self._loading)
+        if not fitting and not expected:
             served = ", ".join(f"{s.realm} {s.engine.info.name}" for s in self._services) or "nothing"
             raise Refused(ErrorCode.NO_SUCH_MODEL, f"{realm} {model} is not served here; this node serves {served}")
         ready = [service for service in fitting if service.engine.ready]
         if not ready:
-            raise Refused(ErrorCode.OVERLOADED, "the model is being loaded", LOADING_RETRY_MS)
+            raise Refused(ErrorCode.ENGINE_FAILED, "the model is being loaded", LOADING_RETRY_MS)
         return min(ready, key=lambda service: service.scheduler.busy + service.scheduler.queued)

@@ -24,6 +24,7 @@ BREAKER_FAILURES = 3  # consecutive failures that open the circuit breaker
 BREAKER_FIRST_MS = 10 * params.SECONDS
 BREAKER_MOST_MS = 5 * params.MINUTES
 MEMORY = 0.3  # weight of the newest measurement in the moving averages
+AVOIDED = "a worker that answers"
 PRICE_MS_PER_MICRO = 0.2  # 1,000 µcredits a thousand tokens dearer is worth 200 ms of waiting
 
 
@@ -88,6 +89,11 @@ class Ranking:
 
     candidates: tuple[Candidate, ...]
     unfit: tuple[Unfit, ...]
+
+    @property
+    def avoided(self) -> bool:
+        """True if somebody would fit, and is only avoided for a while."""
+        return any(reason.requirement == AVOIDED for reason in self.unfit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +211,7 @@ def _unfit(
             f"{model.price_out} µcr per 1,000 tokens",
         ),
         (model.slots == 0, "a free slot", "paused"),
-        (avoid_until > now_ms, "a worker that answers", f"avoided for {avoid_until - now_ms} ms more"),
+        (avoid_until > now_ms, AVOIDED, f"avoided for {avoid_until - now_ms} ms more"),
     )
     return next(((requirement, offered) for failed, requirement, offered in checks if failed), None)
 

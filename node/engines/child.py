@@ -161,7 +161,7 @@ def _memory_mib(model: ChatModel) -> int:
     return peak // 2**20 if sys.platform == "darwin" else peak // 2**10
 
 
-def main(folder: str, device: str, threads: str, slots: str) -> None:
+def main(folder: str, device: str, threads: str, slots: str, arithmetic: str) -> None:
     """Load, say so, serve."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches us too; the parent decides
     pipe = Pipe(os.fdopen(os.dup(sys.stdout.fileno()), "wb"))
@@ -169,7 +169,7 @@ def main(folder: str, device: str, threads: str, slots: str) -> None:
     commands: queue.Queue[list[Any]] = queue.Queue()
     threading.Thread(target=_read_commands, args=(sys.stdin.buffer, commands), daemon=True).start()
     try:
-        model = ChatModel(Path(folder), device, int(threads))
+        model = ChatModel(Path(folder), device, int(threads), arithmetic)
     except Exception as error:
         pipe.send("broken", f"{type(error).__name__}: {error}")
         raise SystemExit(1) from error

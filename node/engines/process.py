@@ -129,9 +129,11 @@ class ProcessEngine:
         threads: int = 0,
         slots: int = 64,
         hang_seconds: float = HANG_SECONDS,
+        arithmetic: str = "auto",
     ) -> None:
         self._model = model
         self._command = [sys.executable, "-m", "node.engines.child", str(model.path), device, str(threads), str(slots)]
+        self._command.append(arithmetic)
         self._hang_seconds = hang_seconds
         self._child: _Child | None = None
         self._info: ModelInfo | None = None
