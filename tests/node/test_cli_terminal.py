@@ -7,7 +7,9 @@ import stat
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Self
 
 import pytest
 import trio
@@ -15,7 +17,7 @@ import trio
 import cli
 from node.answers import Delta, Question
 from node.commands.screen import progress_shown
-from tests.node.gateway_world import HANG_SECONDS, ROUTED, Emit, World, events, gateway_world, saying, until
+from tests.node.gateway_world import HANG_SECONDS, ROUTED, Emit, events, gateway_world, saying, until
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudo terminals of this kind")
 BOLD = "\x1b[1m"
@@ -23,7 +25,7 @@ CTRL_C = object()
 
 
 class Terminal:
-    """A program on a pseudo terminal."""
+    """A program on a pseudo terminal. As a context it leaves nothing behind."""
 
     def __init__(self, *command: str, **environment: str) -> None:
         self._ours, theirs = os.openpty()
@@ -36,7 +38,27 @@ class Terminal:
             env=plain | {"TERM": "xterm", "COLUMNS": "80"} | environment,
         )
         os.close(theirs)
-        self.screen = ""
+        self._shown = b""
+
+    @property
+    def screen(self) -> str:
+        """All since the last `clear`. Bytes are put together first: a character may come in parts."""
+        return self._shown.decode(errors="replace")
+
+    def clear(self) -> None:
+        """Forget what was shown."""
+        self._shown = b""
+
+    def __enter__(self) -> Self:
+        """See the class."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """See the class."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        os.close(self._ours)
 
     def until(self, text: str) -> None:
         """Read until `text` is there."""
@@ -56,18 +78,11 @@ class Terminal:
             pass
         return self._process.wait(HANG_SECONDS)
 
-    def close(self) -> None:
-        """Nothing stays behind."""
-        if self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
-        os.close(self._ours)
-
     def _read(self) -> bool:
         if not select.select([self._ours], [], [], HANG_SECONDS)[0]:
             raise AssertionError(f"nothing comes any more; the screen has {self.screen!r}")
         try:
-            self.screen += os.read(self._ours, 65_536).decode(errors="replace")
+            self._shown += os.read(self._ours, 65_536)
         except OSError:  # Linux says so when the program has ended
             return False
         return True
@@ -75,12 +90,9 @@ class Terminal:
 
 def screen_of(*command: str, **environment: str) -> str:
     """What a program that needs no typing shows."""
-    terminal = Terminal(*command, **environment)
-    try:
+    with Terminal(*command, **environment) as terminal:
         assert terminal.end() == 0, terminal.screen
-    finally:
-        terminal.close()
-    return terminal.screen
+        return terminal.screen
 
 
 # --- tables and bars -----------------------------------------------------------------------------------
@@ -129,19 +141,16 @@ def test_long_work_elsewhere_has_a_line_a_step(capsys: pytest.CaptureFixture[str
 # --- a conversation ------------------------------------------------------------------------------------
 
 
-async def talk(world: World, data: Path, lines: Sequence[tuple[str, str | object]]) -> tuple[int, str]:
+async def talk(data: Path, lines: Sequence[tuple[str, str | object]]) -> int:
     """`mtor chat`: after each text on the screen, type something."""
 
-    def here() -> tuple[int, str]:
-        terminal = Terminal("-m", "cli", "chat", "--data", str(data), TERM="dumb")
-        try:
+    def here() -> int:
+        with Terminal("-m", "cli", "chat", "--data", str(data), TERM="dumb") as terminal:
             for expected, typed in lines:
                 terminal.until(expected)
-                terminal.screen = ""
+                terminal.clear()
                 terminal.type(typed)
-            return terminal.end(), terminal.screen
-        finally:
-            terminal.close()
+            return terminal.end()
 
     return await trio.to_thread.run_sync(here)
 
@@ -149,7 +158,7 @@ async def talk(world: World, data: Path, lines: Sequence[tuple[str, str | object
 async def test_a_conversation_remembers_until_it_is_reset(tmp_path: Path) -> None:
     async with gateway_world(tmp_path, saying("Par", "is")) as world:
         lines = [("›", "capital?\n"), ("receipt", "and now\n"), ("receipt", "/reset\n"), ("new conv", "again\n")]
-        code, _ = await talk(world, tmp_path, [*lines, ("receipt", "/quit\n")])
+        code = await talk(tmp_path, [*lines, ("receipt", "/quit\n")])
         assert code == 0
         asked = [[turn.text for turn in question.request.turns] for question in world.answers.asked]
         assert asked == [["capital?"], ["capital?", "Paris", "and now"], ["again"]]
@@ -164,19 +173,17 @@ async def test_ctrl_c_stops_the_answer_and_not_the_program(tmp_path: Path) -> No
 
     story: list[tuple[str, str | object]] = [("›", "a story\n"), ("upon a time", CTRL_C), ("(stopped)", "more\n")]
     async with gateway_world(tmp_path, endless) as world:
-        code, _ = await talk(world, tmp_path, [*story, ("upon a time", CTRL_C), ("(stopped)", "/quit\n")])
+        code = await talk(tmp_path, [*story, ("upon a time", CTRL_C), ("(stopped)", "/quit\n")])
         assert code == 0
         await until(lambda: world.answers.cancelled == 2)  # the node stops working too
         assert [len(question.request.turns) for question in world.answers.asked] == [1, 1]
 
 
 async def test_what_was_typed_is_kept_when_the_node_goes_away(tmp_path: Path) -> None:
-    async with gateway_world(tmp_path):
-        terminal = Terminal("-m", "cli", "chat", "--data", str(tmp_path), TERM="dumb")
-        await trio.to_thread.run_sync(terminal.until, "›")
-    try:
-        terminal.type("are you there\n")
+    with ExitStack() as stack:
+        async with gateway_world(tmp_path):
+            terminal = stack.enter_context(Terminal("-m", "cli", "chat", "--data", str(tmp_path), TERM="dumb"))
+            await trio.to_thread.run_sync(terminal.until, "›")
+        terminal.type("are you there\n")  # the node is gone
         assert await trio.to_thread.run_sync(terminal.end) == cli.NO_NODE
-    finally:
-        terminal.close()
     assert "are you there" in (tmp_path / "chat_history").read_text()
