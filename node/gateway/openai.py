@@ -23,7 +23,8 @@ from protocol.ids import CHAT, QueryId, RealmId, parse_peer_id, peer_id, realm_i
 from protocol.messages import ChatRequest, Turn
 from protocol.routing import Requirements
 
-# A small model repeats itself without these; they hold where the client says nothing.
+# What holds where the client says nothing. The models that home cards serve are small: at OpenAI's default of
+# temperature 1 they lose the thread, and without a penalty they repeat themselves.
 DEFAULT_TEMPERATURE = 0.6
 DEFAULT_TOP_P = 0.92
 DEFAULT_REPETITION_PENALTY = 1.1
@@ -48,6 +49,9 @@ class ChatMessage(_Lenient):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[ContentPart] | None = None
+    tool_calls: list[Any] | None = None
+    function_call: Any = None
+    audio: Any = None
 
 
 class StreamOptions(_Lenient):
@@ -61,20 +65,20 @@ class MtorWishes(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    realm: str = "$CHAT"
+    realm: str = Field("$CHAT", max_length=params.MAX_NAME_BYTES)
     min_vram_mib: int = Field(0, ge=0, le=params.MAX_INTEGER)
     device: Literal["", "cuda", "mps", "cpu"] = ""
     max_price_in: int = Field(0, ge=0, le=params.MAX_INTEGER)
     max_price_out: int = Field(0, ge=0, le=params.MAX_INTEGER)
     min_context_tokens: int = Field(0, ge=0, le=params.MAX_INTEGER)
-    worker: str = ""
+    worker: str = Field("", max_length=params.MAX_NAME_BYTES)
     deadline_ms: int = Field(params.DEFAULT_DEADLINE, ge=100, le=params.MAX_DEADLINE)
 
 
 class ChatCompletionRequest(_Lenient):
     """`POST /v1/chat/completions`."""
 
-    model: str = Field(max_length=params.MAX_NAME_BYTES)
+    model: str
     messages: list[ChatMessage] = Field(min_length=1, max_length=params.MAX_MESSAGES)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -91,7 +95,13 @@ class ChatCompletionRequest(_Lenient):
     n: int | None = None
     tools: list[Any] | None = None
     functions: list[Any] | None = None
+    tool_choice: Any = None
+    function_call: Any = None
     logprobs: bool | None = None
+    top_logprobs: int | None = None
+    logit_bias: dict[str, Any] | None = None
+    modalities: list[str] | None = None
+    audio: Any = None
     response_format: dict[str, Any] | None = None
     mtor: MtorWishes | None = None
 
@@ -123,7 +133,7 @@ def read_chat_request(body: bytes) -> Asked:
         repetition_penalty=_thousandths(request.repetition_penalty, DEFAULT_REPETITION_PENALTY),
         frequency_penalty=_thousandths(request.frequency_penalty, 0.0) + 2_000,
         presence_penalty=_thousandths(request.presence_penalty, 0.0) + 2_000,
-        seed=(request.seed or 0) % (params.MAX_INTEGER + 1),
+        seed=_seed(request.seed),
         stop=_stops(request.stop),
     )
     requirements = Requirements(
@@ -144,65 +154,107 @@ def _parse(body: bytes) -> ChatCompletionRequest:
     try:
         return ChatCompletionRequest.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "json_invalid":
-            raise ApiError(400, f"the body is not valid JSON: {first['msg']}", code="invalid_json") from None
-        raise ApiError(400, f"{where or 'the body'}: {first['msg']}", param=where or None) from None
+        raise _wrong_value(error) from None
     except RecursionError:
         raise ApiError(400, "the body is nested too deeply", code="invalid_json") from None
 
 
+def _wrong_value(error: ValidationError) -> ApiError:
+    """The innermost of the first problems, which is the one that helps where a value may have several types."""
+    found = max(error.errors(include_url=False, include_context=False), key=lambda each: len(each["loc"]))
+    if found["type"] == "json_invalid":
+        return ApiError(400, f"the body is not valid JSON: {found['msg']}", code="invalid_json")
+    where = ".".join(str(part) for part in found["loc"] if not _names_a_type(part))
+    return ApiError(400, f"{where or 'the body'}: {found['msg']}", code="invalid_value", param=where or None)
+
+
+def _names_a_type(part: int | str) -> bool:
+    """pydantic puts the tried type into a place: `stop.list[str].1`."""
+    return isinstance(part, str) and (part == "str" or part.startswith("list["))
+
+
 def _refuse_unsupported(request: ChatCompletionRequest) -> None:
     format_type = (request.response_format or {}).get("type", "text")
+    no_tools = "no model served here calls tools yet"
+    only_text = "only plain text is answered"
     checks = (
         ("n", request.n not in (None, 1), "only one choice is made; ask again for another"),
-        ("tools", bool(request.tools or request.functions), "no model served here calls tools yet"),
+        ("tools", bool(request.tools), no_tools),
+        ("functions", bool(request.functions), no_tools),
+        ("tool_choice", request.tool_choice not in (None, "none", "auto"), no_tools),
+        ("function_call", request.function_call not in (None, "none", "auto"), no_tools),
         ("logprobs", bool(request.logprobs), "log probabilities are not given"),
-        ("response_format", format_type != "text", "only plain text is answered"),
+        ("top_logprobs", bool(request.top_logprobs), "log probabilities are not given"),
+        ("logit_bias", bool(request.logit_bias), "peers' models have different tokens"),
+        ("response_format", format_type != "text", only_text),
+        ("modalities", request.modalities not in (None, [], ["text"]), only_text),
+        ("audio", request.audio is not None, only_text),
     )
     for parameter, used, reason in checks:
         if used:
-            raise ApiError(
-                400, f"{parameter} is not supported: {reason}", code="unsupported_parameter", param=parameter
-            )
+            raise _unsupported(parameter, reason)
+
+
+def _unsupported(parameter: str, reason: str) -> ApiError:
+    message = f"{parameter} is not supported: {reason}"
+    return ApiError(400, message, code="unsupported_parameter", param=parameter)
 
 
 def _target(model: str, realm: str) -> tuple[RealmId, str]:
     """(realm, model): a realm's name as the model means any model of that realm."""
+    if len(model.encode(errors="replace")) > params.MAX_NAME_BYTES:
+        message = f"a model's name has at most {params.MAX_NAME_BYTES} bytes"
+        raise ApiError(400, message, code="invalid_value", param="model")
+    named_by_model = model.startswith("$")
     try:
-        if model.startswith("$"):
+        if named_by_model:
             realm, model = model, ""
         chosen = realm_id(realm)
     except Malformed as error:
-        raise ApiError(400, str(error), param="model" if not model else "mtor.realm") from None
+        place = "model" if named_by_model else "mtor.realm"
+        raise ApiError(400, str(error), code="invalid_value", param=place) from None
     if chosen != CHAT:
-        raise ApiError(400, f"{chosen} is not asked with a chat; this route serves {CHAT}", param="model")
+        message = f"{chosen} is not asked with a chat; this route serves {CHAT}"
+        raise ApiError(400, message, code="invalid_value", param="model")
     return chosen, "" if model in ANY_MODEL else model
 
 
 def _turn(index: int, message: ChatMessage) -> Turn:
-    return Turn(ROLES.get(message.role, message.role), _text(index, message.content))
+    for name in ("tool_calls", "function_call", "audio"):
+        if getattr(message, name):
+            raise _unsupported(f"messages.{index}.{name}", "a conversation is text here")
+    return Turn(ROLES.get(message.role, message.role), _text(f"messages.{index}.content", message.content))
 
 
-def _text(index: int, content: str | list[ContentPart] | None) -> str:
+def _text(where: str, content: str | list[ContentPart] | None) -> str:
+    if content is None:
+        raise ApiError(400, f"{where} is missing; send text", code="missing_value", param=where)
     if isinstance(content, str):
-        return _bounded(index, content)
-    parts = content or []
-    other = next((part.type for part in parts if part.type != "text"), None)
-    if other is not None:
-        where = f"messages.{index}.content"
-        raise ApiError(400, f"{where}: {other} is not supported by this route yet; send text", param=where)
-    return _bounded(index, "".join(part.text or "" for part in parts))
+        return _encodable(where, content)
+    return _encodable(where, "".join(_part(f"{where}.{number}", part) for number, part in enumerate(content)))
 
 
-def _bounded(index: int, text: str) -> str:
-    where = f"messages.{index}.content"
+def _part(where: str, part: ContentPart) -> str:
+    if part.type != "text":
+        message = f"{where}: {part.type} is not supported by this route yet; send text"
+        raise ApiError(400, message, code="unsupported_content", param=where)
+    if part.text is None:
+        raise ApiError(400, f"{where}.text is missing", code="missing_value", param=f"{where}.text")
+    return part.text
+
+
+def _encodable(where: str, text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ApiError(400, f"{where} is not valid Unicode (a lone surrogate)", param=where) from None
+        message = f"{where} is not valid Unicode (a lone surrogate)"
+        raise ApiError(400, message, code="invalid_value", param=where) from None
     return text
+
+
+def _seed(seed: int | None) -> int:
+    """0 is the wire's "the worker chooses", so a client's own 0 travels as the largest number: the same each time."""
+    return 0 if seed is None else seed % (params.MAX_INTEGER + 1) or params.MAX_INTEGER
 
 
 def _refuse_size(turns: tuple[Turn, ...]) -> None:

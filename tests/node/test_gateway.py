@@ -250,7 +250,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"mtor": {"deadline_ms": 1}}, "mtor.deadline_ms"),
     ({"n": 2}, "n"),
     ({"tools": [{"type": "function"}]}, "tools"),
-    ({"functions": [{"name": "f"}]}, "tools"),
+    ({"functions": [{"name": "f"}]}, "functions"),
     ({"logprobs": True}, "logprobs"),
     ({"response_format": {"type": "json_object"}}, "response_format"),
 ]
