@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import plyvel
 
-_WRITE_BUFFER_BYTES = 4 * 1024 * 1024
+WRITE_BUFFER_BYTES = 4 * 1024 * 1024
 
 
 class StoreError(Exception):
@@ -88,10 +88,14 @@ class LevelSnapshot:
 class LevelStore(LevelSnapshot):
     """One folder. Any thread may read; one thread at a time writes."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open or create. Raises `StoreLocked`, `StoreDamaged` or `StoreError`."""
+    def __init__(self, folder: Path, write_buffer_bytes: int = WRITE_BUFFER_BYTES) -> None:
+        """Open or create; LevelDB begins new files after about `write_buffer_bytes`.
+
+        Raises `StoreLocked`, `StoreDamaged` or `StoreError`.
+        """
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
+        self._write_buffer_bytes = write_buffer_bytes
         self._failed = ""
         self.damaged = ""
         super().__init__(self._open())
@@ -142,7 +146,7 @@ class LevelStore(LevelSnapshot):
                 str(self._folder),
                 create_if_missing=True,
                 paranoid_checks=paranoid,
-                write_buffer_size=_WRITE_BUFFER_BYTES,
+                write_buffer_size=self._write_buffer_bytes,
             )
         except plyvel.IOError as error:
             if "lock" in str(error).lower():

@@ -1,0 +1,211 @@
+"""One process of the durability tests' federation: `python -m tests.durability.books FOLDER PROCESS`.
+
+Rule: real bookkeepers on real stores, as busy as they can be, and a line to the parent after every call that returned.
+The witness answers and grants; payers ask workers; workers take vouchers and settle.
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, cast
+
+import trio
+
+from node.bookkeeper import Bookkeeper, ChannelLease
+from node.witness_port import WitnessPort
+from protocol.codec import decode, encode
+from protocol.errors import Refused
+from protocol.ids import ChannelId, NodeId
+from protocol.messages import Pay, RequestVote, StoreCertificate, Stored, Voted
+from tests.durability.small_world import PAYERS, PROCESSES, WITNESS, WORKERS, SmallWorld
+from tests.durability.wire import MAX_LINE, Json, Line, LineBroken, RemoteWitness, connect, listen, say
+from tests.protocol.ledger_world import signer
+
+ASKING_AT_ONCE = 3  # queries of one payer
+PRICES = (1_000, 3_000)  # µcredits for 1,000 tokens
+NEED = 12_000  # µcredits that a query may cost at most
+GRANT = 400_000
+PAUSE_SECONDS = 0.02  # after a refusal
+SETTLE_IDLE_MS = 5_000
+CLOSE_CHANCE = 0.3
+TRANSCRIPT = b"t" * 32
+
+
+class Process:
+    """The bookkeepers of one process."""
+
+    def __init__(self, world: SmallWorld, process: str, nursery: trio.Nursery) -> None:
+        self.world = world
+        self.process = process
+        self.nursery = nursery
+        self.chance = random.Random()  # every life takes another course
+        witness = cast(WitnessPort, RemoteWitness(world.socket("witness")))
+        self.books = {name: world.bookkeeper(name, witness) for name in PROCESSES[process]}
+
+    async def run(self) -> None:
+        """Until killed."""
+        for book in self.books.values():
+            await self.nursery.start(book.run)
+        say("ready")
+        await _ROLES[self.process](self)
+
+    # --- the witness ---
+
+    async def witness(self) -> None:
+        """Answer, grant, refund what expired."""
+        book = self.books[WITNESS]
+
+        async def handle(line: Line) -> None:
+            while True:
+                await line.send(await self._answer(book, await line.receive()))
+
+        await listen(self.world.socket("witness"), handle, self.nursery)
+        self.nursery.start_soon(self._keep_house)
+        while True:
+            payer = self.chance.choice(PAYERS)
+            await self._or_refused(self._grant(book, signer(payer).node))
+            await trio.sleep(self.chance.uniform(0.0, 0.1))
+
+    async def _answer(self, book: Bookkeeper, question: Json) -> Json:
+        request = decode(bytes.fromhex(question["message"]), MAX_LINE)
+        answer = getattr(book, question["question"])(request)
+        answer = await answer if inspect.isawaitable(answer) else answer
+        if isinstance(request, RequestVote) and isinstance(answer, Voted):
+            say("voted", body=request.body, signature=request.signature, vote=answer.signature)
+        if isinstance(request, StoreCertificate) and isinstance(answer, Stored):
+            say("stored", certificate=request.certificate)
+        return {"message": encode(answer).hex()}
+
+    async def _grant(self, book: Bookkeeper, payer: NodeId) -> None:
+        say("granted", order=await book.grant(payer, GRANT))
+
+    async def _keep_house(self) -> None:
+        while True:
+            for book in self.books.values():
+                await self._or_refused(book.keep_house())
+            await trio.sleep(0.3)
+
+    # --- payers ---
+
+    async def payers(self) -> None:
+        """Ask at full speed, and deliver vouchers that may not have been heard."""
+        for name, book in self.books.items():
+            for _ in range(ASKING_AT_ONCE):
+                self.nursery.start_soon(self._ask_on, name, book)
+        while True:
+            for name, book in self.books.items():
+                await self._or_refused(self._deliver(name, book))
+            await trio.sleep(0.1)
+
+    async def _ask_on(self, name: str, book: Bookkeeper) -> None:
+        while True:
+            await self._or_refused(self._ask(name, book, self.chance.choice(WORKERS)))
+
+    async def _ask(self, name: str, book: Bookkeeper, worker: str) -> None:
+        async with book.lease(signer(worker).node, *PRICES, bytes(32), NEED) as lease:
+            say("held", channel=lease.channel)
+            async with connect(self.world.socket("workers")) as line:
+                greeting = {"worker": worker, "channel": lease.channel.hex(), "payer": signer(name).node.hex()}
+                before = await line.ask(greeting | {"do": "query"})
+                if before.get("counts") != [lease.units_in, lease.units_out]:
+                    lease.spoil()
+                    raise LineBroken(f"the worker stands elsewhere: {before}")
+                await self._pay(lease, line)
+
+    async def _pay(self, lease: ChannelLease, line: Line) -> None:
+        units_in, units_out = lease.units_in + self.chance.randint(1, 500), lease.units_out
+        for _ in range(self.chance.randint(1, 5)):
+            units_out += self.chance.randint(1, 700)
+            pay = await lease.sign(units_in, units_out, TRANSCRIPT)
+            say("signed", channel=lease.channel, voucher=pay.voucher)
+            voucher = {"voucher": pay.voucher.hex(), "signature": pay.signature.hex(), "counts": [units_in, units_out]}
+            lease.confirm((await line.ask(voucher)).get("cumulative", -1))
+        await line.send({"end": True})
+
+    async def _deliver(self, name: str, book: Bookkeeper) -> None:
+        workers = {signer(worker).node: worker for worker in WORKERS}
+        for node, channel, pay in book.unheard_vouchers():
+            async with connect(self.world.socket("workers")) as line:
+                greeting = {"do": "hear", "worker": workers[node], "payer": signer(name).node.hex()}
+                voucher = {"voucher": pay.voucher.hex(), "signature": pay.signature.hex()}
+                answer = await line.ask(greeting | voucher)
+                if "cumulative" in answer:
+                    book.voucher_heard(channel, answer["cumulative"])
+
+    # --- workers ---
+
+    async def workers(self) -> None:
+        """Serve queries, settle."""
+        await listen(self.world.socket("workers"), self._serve, self.nursery)
+        while True:
+            for book in self.books.values():
+                await self._or_refused(book.keep_house())
+                await self._or_refused(book.close_idle(SETTLE_IDLE_MS))
+            await trio.sleep(0.3)
+
+    async def _serve(self, line: Line) -> None:
+        greeting = await line.receive()
+        book, payer = self.books[greeting["worker"]], NodeId(bytes.fromhex(greeting["payer"]))
+        serve = self._query if greeting["do"] == "query" else self._hear
+        try:
+            await serve(line, book, payer, greeting)
+        except Refused as refusal:
+            say("refused", code=refusal.code.name, message=refusal.message)
+            await line.send({"refused": refusal.message})
+
+    async def _query(self, line: Line, book: Bookkeeper, payer: NodeId, greeting: Json) -> None:
+        channel = ChannelId(bytes.fromhex(greeting["channel"]))
+        async with book.serving(channel):
+            before = await book.cover(channel, payer)
+            await line.send({"counts": [before.units_in, before.units_out]})
+            while "voucher" in (message := await line.receive()):
+                pay = Pay(bytes.fromhex(message["voucher"]), bytes.fromhex(message["signature"]))
+                units_in, units_out = message["counts"]
+                cumulative = await book.take_voucher(channel, pay, units_in, units_out, TRANSCRIPT)
+                say("taken", channel=channel, voucher=pay.voucher)
+                await line.send({"cumulative": cumulative})
+        if self.chance.random() < CLOSE_CHANCE:
+            await self._close(book, channel)
+
+    async def _close(self, book: Bookkeeper, channel: ChannelId) -> None:
+        try:
+            await book.close(channel)
+        except Refused as refusal:
+            say("not closed", code=refusal.code.name, message=refusal.message)
+        else:
+            say("closed", channel=channel)
+
+    async def _hear(self, line: Line, book: Bookkeeper, payer: NodeId, greeting: Json) -> None:
+        pay = Pay(bytes.fromhex(greeting["voucher"]), bytes.fromhex(greeting["signature"]))
+        cumulative = await book.hear_voucher(pay, payer)
+        say("heard", voucher=pay.voucher)
+        await line.send({"cumulative": cumulative})
+
+    async def _or_refused(self, doing: Awaitable[Any]) -> None:
+        try:
+            await doing
+        except Refused as refusal:
+            say("refused", code=refusal.code.name, message=refusal.message)
+            await trio.sleep(PAUSE_SECONDS)
+        except LineBroken:
+            await trio.sleep(PAUSE_SECONDS)
+
+
+_ROLES: dict[str, Callable[[Process], Awaitable[None]]] = {
+    "witness": Process.witness,
+    "payers": Process.payers,
+    "workers": Process.workers,
+}
+
+
+async def _main(folder: Path, process: str) -> None:
+    async with trio.open_nursery() as nursery:
+        await Process(SmallWorld.open(folder), process, nursery).run()
+
+
+if __name__ == "__main__":
+    trio.run(_main, Path(sys.argv[1]), sys.argv[2])

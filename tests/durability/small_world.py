@@ -1,0 +1,141 @@
+"""The federation of the durability tests: one witness, payers, workers, each with a LevelDB folder of its own.
+
+Rule: everything follows from the folder and `world.json` in it, so a process that starts again, and the parent that
+checks, see the same world. Time runs `speed` times as fast as outside, so holds expire within a test.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from node.bookkeeper import Bookkeeper, Settings
+from node.store import LevelStore, Store
+from node.witness_port import WitnessPort
+from protocol.ledger import genesis
+from protocol.ledger.genesis import Federation
+from protocol.signing import Signer
+from tests.protocol.ledger_world import signer
+
+WITNESS, ISSUER = "durable witness", "durable issuer"
+PAYERS = ("payer-0", "payer-1")
+WORKERS = ("worker-0", "worker-1")
+PROCESSES = {"witness": (WITNESS,), "payers": PAYERS, "workers": WORKERS}
+
+BEGINNING = 1_800_000_000_000  # Unix ms
+WRITE_BUFFER_BYTES = 64 * 1024  # LevelDB's least: files change often
+HOLD = 60_000  # µcredits; used up by a few queries
+
+
+@dataclass(frozen=True)
+class SmallWorld:
+    """Where the world lies and how it runs."""
+
+    folder: Path
+    begun: float  # seconds, of this machine
+    speed: int
+    store: str  # a key of `STORES`
+    seed: int
+
+    @classmethod
+    def create(cls, folder: Path, speed: int, store: str, seed: int) -> SmallWorld:
+        """A new one in an empty folder."""
+        folder.mkdir(parents=True)
+        world = cls(folder, time.time(), speed, store, seed)
+        facts = {"begun": world.begun, "speed": speed, "store": store, "seed": seed}
+        (folder / "world.json").write_text(json.dumps(facts))
+        return world
+
+    @classmethod
+    def open(cls, folder: Path) -> SmallWorld:
+        """The one that lies there."""
+        return cls(folder, **json.loads((folder / "world.json").read_text()))
+
+    def now_ms(self) -> int:
+        """The world's time."""
+        return BEGINNING + int((time.time() - self.begun) * 1_000 * self.speed)
+
+    def socket(self, process: str) -> Path:
+        """Where a process listens."""
+        return self.folder / f"{process}.socket"
+
+    def home(self, process: str) -> Path:
+        """All that a process writes to."""
+        return self.folder / process
+
+    def ledger(self, name: str) -> Path:
+        """One bookkeeper's LevelDB folder."""
+        process = next(process for process, names in PROCESSES.items() if name in names)
+        return self.home(process) / name.replace(" ", "-")
+
+    def bookkeeper(self, name: str, witnesses: WitnessPort, *, as_intended: bool = False) -> Bookkeeper:
+        """One bookkeeper. `as_intended`: on the real store, whatever the world says."""
+        store = STORES["real" if as_intended else self.store](self.ledger(name))
+        issuer = signer(ISSUER) if name == WITNESS else None
+        return Bookkeeper(store, signer(name), federation(), issuer, self.now_ms, witnesses, Settings(hold=HOLD))
+
+
+def federation() -> Federation:
+    """One witness, one issuer."""
+    return genesis.create("durability", BEGINNING, [signer(WITNESS).node], [signer(ISSUER).node])
+
+
+def signers() -> dict[str, Signer]:
+    """All keys."""
+    return {name: signer(name) for name in (WITNESS, ISSUER, *PAYERS, *WORKERS)}
+
+
+# --- stores: the real one, and wrong ones that the tests must find ---
+
+
+class UnsyncedStore(LevelStore):
+    """Wrong: nothing is ever synced."""
+
+    def write(self, batch: Mapping[bytes, bytes | None], *, sync: bool = True) -> None:
+        """Hand it to the operating system only."""
+        super().write(batch, sync=False)
+
+
+class LazyStore(LevelStore):
+    """Wrong: says that it is written when it is only going to be."""
+
+    def __init__(self, folder: Path, write_buffer_bytes: int) -> None:
+        super().__init__(folder, write_buffer_bytes)
+        self._later: queue.SimpleQueue[Mapping[bytes, bytes | None]] = queue.SimpleQueue()
+        self._view: dict[bytes, bytes | None] = {}
+        threading.Thread(target=self._write_later, daemon=True).start()
+
+    def get(self, key: bytes, /) -> bytes | None:
+        """What was or is going to be written."""
+        return self._view[key] if key in self._view else super().get(key)
+
+    def write(self, batch: Mapping[bytes, bytes | None], *, sync: bool = True) -> None:
+        """Not now."""
+        self._view |= batch
+        self._later.put(dict(batch))
+
+    def _write_later(self) -> None:
+        while True:
+            batch = self._later.get()
+            time.sleep(0.02)
+            super().write(batch)
+
+
+def _real(folder: Path) -> Store:
+    return LevelStore(folder, WRITE_BUFFER_BYTES)
+
+
+def _unsynced(folder: Path) -> Store:
+    return UnsyncedStore(folder, WRITE_BUFFER_BYTES)
+
+
+def _lazy(folder: Path) -> Store:
+    return LazyStore(folder, WRITE_BUFFER_BYTES)
+
+
+STORES = {"real": _real, "unsynced": _unsynced, "lazy": _lazy}
