@@ -9,7 +9,7 @@ BIN := .venv/bin
 MODEL := smollm2-135m
 export MTOR_MODELS ?= $(CURDIR)/.models
 
-.PHONY: demo test check lint types contracts format bench model preflight venv clean
+.PHONY: demo test check lint types contracts format bench model-check model preflight venv clean
 
 demo: model
 	@$(BIN)/mtor demo
@@ -36,6 +36,9 @@ format: .venv/dev.stamp
 bench: .venv/dev.stamp model
 	@$(BIN)/python bench/engine.py
 	@$(BIN)/python bench/gateway.py
+
+model-check: .venv/dev.stamp
+	@$(BIN)/python -m spec.model
 
 model: .venv/stamp
 	@test -f $(MTOR_MODELS)/$(MODEL)/manifest.json || $(BIN)/mtor models pull $(MODEL)

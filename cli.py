@@ -156,9 +156,73 @@ def _add_ledger(verbs: argparse._SubParsersAction[argparse.ArgumentParser], read
     history.add_argument("--before", default="", help="entries older than this position")
     show = _verb(ledger, "show", "ledger:show", "explain one entry: counts, prices, who, when", reading)
     show.add_argument("id", help="an id from the history, or its first characters")
-    verify = _verb(ledger, "verify", "ledger:verify", "check every link and the sum of this ledger", reading)
-    verify.add_argument("--signatures", action="store_true", help="check every signature too")
+    why = _verb(ledger, "why", "ledger:why", "where a balance comes from, down to its receipts", reading)
+    why.add_argument("subject", nargs="?", default="", metavar="ACCOUNT|ID", help="default: this node's account")
+    why.add_argument("--by", choices=("counterparty", "day"), default="counterparty", help="how to group")
+    why.add_argument("--limit", type=int, default=20, help="groups at most")
+    why.add_argument("--lines", action="store_true", help="every line, oldest first")
+    verify = _verb(ledger, "verify", "ledger:verify", "check every link and the sum of this ledger, or a file", reading)
+    verify.add_argument("file", nargs="?", type=Path, help="a proof or an export: needs no node and no data folder")
+    verify.add_argument("--signatures", action="store_true", help="check every signature too (a file's always are)")
+    verify.add_argument("--federation", default="", metavar="ID", help="it has to be this federation's")
+    audit = _verb(ledger, "audit", "ledger:audit", "what is wrong or odd in the federation", reading)
+    audit.add_argument("--signatures", action="store_true", help="check every signature too")
+    _add_ledger_files(ledger, reading)
     _verb(ledger, "settle", "ledger:settle", "close the channels that owe this node now", reading)
+    _add_accounts(ledger, reading)
+    _add_epochs(ledger, reading)
+
+
+def _add_ledger_files(
+    ledger: argparse._SubParsersAction[argparse.ArgumentParser], reading: argparse.ArgumentParser
+) -> None:
+    prove = _verb(ledger, "prove", "ledger_files:prove", "a file that shows an account or order to anybody", reading)
+    prove.add_argument("subject", metavar="ACCOUNT|ID", help="a peer id, or an id from the history")
+    prove.add_argument("file", type=Path, help="where the proof is written; checked by `mtor ledger verify FILE`")
+    prove.add_argument("--state", action="store_true", help="that a channel was open at the last checkpoint")
+    export = _verb(ledger, "export", "ledger_files:export", "this ledger as one file", reading)
+    export.add_argument("file", type=Path, help="where it is written")
+    for verb in (prove, export):
+        verb.add_argument("--force", action="store_true", help="replace the file if it exists")
+    bring_in = _verb(ledger, "import", "ledger_files:bring_in", "take in what is new in an exported ledger", reading)
+    bring_in.add_argument("file", type=Path, help="what `export` wrote, here or on another node")
+
+
+def _add_accounts(
+    ledger: argparse._SubParsersAction[argparse.ArgumentParser], reading: argparse.ArgumentParser
+) -> None:
+    account = _group(ledger, "account", "sub-accounts: for API keys and other devices, each with its own limit")
+    _verb(account, "list", "accounts:list_accounts", "the accounts that this node signs for", reading)
+    create = _verb(account, "create", "accounts:create", "a sub-account that this node keeps the key of", reading)
+    create.add_argument("name", help="what to call it")
+    create.add_argument("--credits", default="0", help="credits to move to it: all that it can spend")
+    consent = _verb(account, "consent", "accounts:consent", "let another node's account be a sub-account", reading)
+    consent.add_argument("account", help="that node's peer id")
+    attach = _verb(account, "attach", "accounts:attach", "be another account's sub-account, for ever", reading)
+    attach.add_argument("owner", help="its peer id")
+    attach.add_argument("consent", help="from `mtor ledger account consent` there")
+    move = _verb(ledger, "move", "accounts:move", "move credits between accounts of one owner", reading)
+    move.add_argument("to", help="a peer id, the name of an account, or self: this node's own")
+    move.add_argument("credits", help="an amount like 100 or 1.5, or all")
+    move.add_argument("--from", dest="source", default="", metavar="ACCOUNT", help="default: this node's own")
+    recovery = _verb(ledger, "recovery-key", "accounts:recovery_key", "make a key that can recover an account", reading)
+    recovery.add_argument("file", type=Path, help="where its secret is written; keep it off this machine")
+    recover = _verb(ledger, "recover", "accounts:recover", "take over an account by its recovery file", reading)
+    recover.add_argument("file", type=Path, help="what `recovery-key` wrote")
+    recover.add_argument("--name", default="", help="what to call the account here")
+    recovery.add_argument("--account", default="", help="a name or a peer id (default: this node's own)")
+    rotate = _verb(ledger, "rotate-key", "accounts:rotate_key", "sign for a sub-account with a new key", reading)
+    rotate.add_argument("account", help="its name or peer id")
+
+
+def _add_epochs(ledger: argparse._SubParsersAction[argparse.ArgumentParser], reading: argparse.ArgumentParser) -> None:
+    epoch = _group(ledger, "epoch", "the end of an epoch, in which the witnesses agree on what happened")
+    _verb(epoch, "status", "epochs:status", "the epoch in force, and where the witnesses stand", reading)
+    propose = _verb(epoch, "propose", "epochs:propose", "end the epoch now (on a witness)", reading)
+    propose.add_argument(
+        "--after-restore", action="store_true", help="this only witness lost its ledger: take back what members have"
+    )
+    _verb(epoch, "accept", "epochs:accept", "agree that it ends before its time (on a witness)", reading)
 
 
 def _add_federation(
@@ -167,8 +231,16 @@ def _add_federation(
     reading: argparse.ArgumentParser,
 ) -> None:
     federation = _group(verbs, "federation", "whom this node shares a ledger with")
-    create = _verb(federation, "create", "federation:create", "found a federation; this node is its witness", common)
+    create = _verb(federation, "create", "federation:create", "found a federation; this node is a witness", common)
     create.add_argument("name", help="its name")
+    create.add_argument(
+        "--witnesses",
+        type=int,
+        metavar="N",
+        help="1, 4, 7 …; a data folder is made for each that --witness does not name",
+    )
+    create.add_argument("--witness", action="append", default=[], metavar="PEER_ID", help="another node as a witness")
+    _add_config_flags(create)
     show = _verb(federation, "show", "federation:show", "which federation this node belongs to", reading)
     show.add_argument("--export", type=Path, metavar="FILE", help="write its genesis, which others join by")
     join = _verb(federation, "join", "federation:join", "become a member of a federation", common)
@@ -186,7 +258,10 @@ def _add_keys(
     reading: argparse.ArgumentParser,
 ) -> None:
     keys = _group(verbs, "keys", "API keys for clients on other machines")
-    _verb(keys, "create", "keys:create", "make a key and show it once", common).add_argument("name", help="whose it is")
+    create = _verb(keys, "create", "keys:create", "make a key and show it once", common)
+    create.add_argument("name", help="whose it is")
+    create.add_argument("--credits", default="", help="a limit: a sub-account with so many credits pays")
+    create.add_argument("--account", default="", help="the sub-account that pays (`mtor ledger account list`)")
     _verb(keys, "list", "keys:list_keys", "the keys that exist", reading)
     _verb(keys, "revoke", "keys:revoke", "remove a key", common).add_argument("id", help="from `mtor keys list`")
 
@@ -198,7 +273,8 @@ def _add_setup(verbs: argparse._SubParsersAction[argparse.ArgumentParser], readi
     doctor = _verb(verbs, "doctor", "setup:doctor", "look for what is wrong, and say how to mend it", reading)
     _add_config_flags(doctor)
     demo = _verb(verbs, "demo", "setup:demo", "three nodes here, two questions, one killed worker, one ledger", reading)
-    demo.add_argument("--keep", action="store_true", help="keep the three data folders")
+    demo.add_argument("--keep", action="store_true", help="keep the nodes' data folders")
+    demo.add_argument("--witnesses", type=int, default=1, metavar="N", help="1, 4 or 7 … (default: 1)")
     _verb(verbs, "version", "setup:show_version", "the version", reading)
 
 

@@ -7,7 +7,7 @@ published by one is published by both, what is heard from either goes through th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import trio
@@ -46,7 +46,10 @@ class Announcer:
         *,
         use_gossip: bool = True,
         use_dht: bool = True,
+        witnesses: Sequence[NodeId] = (),
     ) -> None:
+        """`witnesses` are looked for by name, for they need not serve anything."""
+        self._witnesses = tuple(node for node in witnesses if node != signer.node)
         self._network = network
         self._directory = directory
         self._signer = signer
@@ -158,7 +161,8 @@ class Announcer:
             self._seek_now = trio.Event()
             if self._network.peers():
                 await self._search()
-            pause = SEEK_SECONDS if self._somebody_serves() else min(pause * 2, LONELY_SEEK_SECONDS)
+            settled = self._somebody_serves() and all(map(self._directory.known, self._witnesses))
+            pause = SEEK_SECONDS if settled else min(pause * 2, LONELY_SEEK_SECONDS)
 
     def _somebody_serves(self) -> bool:
         """True if a model of another node is known."""
@@ -166,6 +170,13 @@ class Announcer:
         return any(known.offer.models for known in self._directory.offers() if known.node != own)
 
     async def _search(self) -> None:
+        async with trio.open_nursery() as nursery:
+            for witness in self._witnesses:
+                if self._wants(witness):
+                    nursery.start_soon(self._fetch, witness)
+            await self._search_realms()
+
+    async def _search_realms(self) -> None:
         for realm in BUILT_IN_REALMS:
             try:
                 providers = await self._network.find_providers(provider_name(realm))

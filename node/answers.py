@@ -23,6 +23,7 @@ class Question:
     request: ChatRequest
     requirements: Requirements
     deadline_ms: int = 120_000
+    payer: NodeId | None = None  # a sub-account whose credits are the limit: every answer is paid by it
 
 
 @dataclass(frozen=True, slots=True)

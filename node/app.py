@@ -130,7 +130,7 @@ class Node:
             identity.signer,
             self._network,
             self._directory.addresses,
-            Settings(config.spend.hold, config.spend.close_after_seconds * params.SECONDS),
+            Settings(config.spend.hold, config.spend.close_after_seconds * params.SECONDS, config.ledger.keep_epochs),
         )
         self._ledger = LedgerService(self._bookkeeper, self._network)
         self._services = Services(free=config.free.tokens_per_day > 0)
@@ -144,6 +144,7 @@ class Node:
             now_ms,
             use_gossip=config.node.gossip,
             use_dht=config.node.dht,
+            witnesses=self._bookkeeper.genesis.witnesses,
         )
         requester = Requester(identity.node, self._open_stream, self._bookkeeper, now_ms)
         router = Router(self._directory, requester, self._announcer.seek_now, self._loading_hint)
@@ -240,6 +241,7 @@ class Node:
     def _problems(self) -> tuple[str, ...]:
         """What is wrong now, with the fix."""
         problems = [f"{name} is still being loaded" for name in self._services.loading]
+        problems += self._ledger.problems()
         state = self._bootstrap.state()
         if state.known and not state.reachable:
             problems.append(f"no bootstrap peer can be reached (last error: {state.last_error}); see `mtor doctor`")

@@ -7,48 +7,51 @@ ledger is checked whole before anything is signed. This file puts the parts toge
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 from node import free_quota
+from node.account_orders import AccountOrders
+from node.checkpoint_keeper import CheckpointKeeper, Retention
 from node.earnings import ChannelView as ChannelView
 from node.earnings import Earnings
-from node.journal import Journal, Json, history, show
+from node.epoch_change import EpochChange
+from node.evidence_keeper import EvidenceKeeper
+from node.journal import Journal, Json, history
 from node.journal import Receipt as Receipt
 from node.leases import ChannelLease as ChannelLease
 from node.leases import Leases
 from node.leases import Prices as Prices
+from node.ledger_audit import audit
+from node.ledger_desk import LedgerDesk
+from node.ledger_export import ExportFile
+from node.ledger_import import Import, Imported
+from node.ledger_peers import LedgerPeers
+from node.ledger_reports import LedgerReports
 from node.ledger_writer import LedgerWriter
+from node.migrations import SCHEMA, SCHEMA_KEY, SchemaError, migrate
 from node.open_channels import OpenChannels, last_voucher
 from node.ordering import Ordering
+from node.quorum import Quorum
+from node.replica import Replica
+from node.signature_memo import SignatureMemo
 from node.store import Snapshot, Store, StoreDamaged
+from node.wallet import Wallet
 from node.witness import Witness
-from node.witness_port import WitnessPort
+from node.witness_memory import MemoryDamaged, WitnessMemory
 from protocol import params
-from protocol.codec import body_hash, encode
-from protocol.errors import ErrorCode, Refused
+from protocol.errors import Refused
 from protocol.ids import ChannelId, FederationId, NodeId
 from protocol.ledger.audit import Report, verify_log
 from protocol.ledger.genesis import Federation
-from protocol.ledger.state import Channel, Draft, View
-from protocol.messages import (
-    Certificates,
-    FetchCertificates,
-    Genesis,
-    Grant,
-    Pay,
-    Rejected,
-    RequestVote,
-    StoreCertificate,
-    Stored,
-    Voted,
-)
-from protocol.signing import Signer
+from protocol.ledger.state import Account, Draft, View, channel_key
+from protocol.messages import Genesis, Message, Pay
+from protocol.signing import Signer, verify
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
@@ -56,12 +59,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("mtor.ledger")
 
 HOUSEKEEPING_SECONDS = 5.0
-_SCHEMA_KEY, _SCHEMA = b"m:schema", b"1"
+LOOK_SECONDS = 1.0  # between two looks of a witness that lacks something
 _GENESIS_KEY = b"m:genesis"
 
 
 class LedgerDamaged(Exception):
     """The stored ledger is not true. The message names the fix. Nothing was signed or changed."""
+
+
+Answer = TypeVar("Answer", bound=Message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,7 @@ class Settings:
 
     hold: int = 2_000_000  # µcredits locked for a worker at a time
     close_after_ms: int = 60 * params.SECONDS  # a worker settles a channel idle for this long
+    keep_epochs: int = 0  # ended epochs whose orders are kept; 0: all
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,24 +101,102 @@ class Bookkeeper:
         federation: Federation,
         issuer: Signer | None,
         clock: Callable[[], int],
-        witnesses: WitnessPort,
+        peers: LedgerPeers,
         settings: Settings | None = None,
+        wallet: Wallet | None = None,
+        memory: WitnessMemory | None = None,
     ) -> None:
+        """`wallet` holds this node's keys, by default its own alone. `memory` tells a witness that its ledger was set
+        back; without it only the votes that it meets do."""
         self._store = store
         self._signer = signer
         self._federation = federation
         self._issuer = issuer if issuer is not None and federation.is_issuer(issuer.node) else None
         self._clock = clock
         self._settings = settings or Settings()
-        owners = {signer.node} | ({self._issuer.node} if self._issuer else set())
-        self._journal = Journal(frozenset(owners), signer.node)
-        self._channels = OpenChannels(signer.node)
+        self._background: trio.Nursery | None = None
+        self._lacking = trio.Event()
+        check = SignatureMemo(verify)
+        self.wallet = wallet or Wallet(signer)
+        self._memory = memory
+        self._journal = Journal(_Owners(self.wallet, self._issuer), signer.node)
+        self._channels = OpenChannels(self.wallet)
         self._writer = LedgerWriter(store, self._channels.note)
-        self._witness = Witness(federation, store, self._writer, signer, self._journal, clock)
-        self._ordering = Ordering(federation, store, self._writer, self._witness, witnesses, signer)
-        shared = (signer, federation.id, store, self._writer, self._ordering, self._channels, clock)
-        self._leases = Leases(*shared, self._settings.hold)
-        self._earnings = Earnings(*shared)
+        self.evidence = EvidenceKeeper(federation, store, self._writer, check)
+        self._witness = Witness(
+            federation,
+            store,
+            self._writer,
+            signer,
+            self._journal,
+            clock,
+            check,
+            lambda: self._lacking.set(),
+            self.evidence.found,
+        )
+        self._checkpoints = CheckpointKeeper(
+            federation,
+            store,
+            self._writer,
+            self._journal,
+            clock,
+            check,
+            Retention(self._settings.keep_epochs),
+            self._witness.forgot,
+            self._note_epoch,
+            self._note_channels,
+        )
+        self._replica = Replica(federation, signer.node, store, self._writer, self._witness, self._checkpoints, peers)
+        self._quorum = Quorum(federation, signer.node, peers, self._answer_own)
+        self.epochs = EpochChange(
+            federation,
+            store,
+            self._writer,
+            signer,
+            self._quorum,
+            self._replica,
+            self._checkpoints,
+            clock,
+            check,
+        )
+        self._ordering = Ordering(
+            federation,
+            store,
+            self._writer,
+            self._witness,
+            self._quorum,
+            self._replica,
+            clock,
+            check,
+            lambda: self._background,
+        )
+        shared = (federation.id, store, self._writer, self._ordering, self._replica, self._channels, clock)
+        self._leases = Leases(self.wallet, *shared, self._settings.hold)
+        self._earnings = Earnings(signer, *shared)
+        self.accounts = AccountOrders(federation.id, store, self._ordering, self._replica, self.wallet, self._issuer)
+        self._desk = LedgerDesk(
+            federation,
+            store,
+            self._witness,
+            self._replica,
+            self._checkpoints,
+            self.epochs,
+            self.evidence,
+            self._earnings,
+        )
+
+    async def _answer_own(self, request: Message) -> Message:
+        """What this node as a witness answers itself."""
+        return await self._desk.answer(self._signer.node, request)
+
+    def _note_epoch(self, epoch: int) -> None:
+        """Before anything is signed in an epoch."""
+        if self._memory is not None and self.is_witness:
+            self._memory.note(epoch)
+
+    def _note_channels(self) -> None:
+        keys = (channel_key(key[1:]) for key, _ in self._store.iterate(b"o"))
+        self._channels.note({key: self._store.get(key) for key in keys})
 
     # --- what it is ----------------------------------------------------------------------------------
 
@@ -119,6 +204,16 @@ class Bookkeeper:
     def federation(self) -> FederationId:
         """The federation's id."""
         return self._federation.id
+
+    @property
+    def node(self) -> NodeId:
+        """This node's id, which is its main account."""
+        return self._signer.node
+
+    @property
+    def quorum(self) -> int:
+        """How many witnesses have to agree."""
+        return self._federation.quorum
 
     @property
     def genesis(self) -> Genesis:
@@ -152,33 +247,59 @@ class Bookkeeper:
 
         Raises `LedgerDamaged` before anything is signed.
         """
+        async with self.opened() as nursery:
+            self._background = nursery
+            nursery.start_soon(self._keep_up)
+            task_status.started()
+            while True:
+                await trio.sleep(HOUSEKEEPING_SECONDS)
+                await self.keep_house()
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[trio.Nursery]:
+        """The ledger checked and writable, without housekeeping: enough for what needs no peers. Closes the store.
+
+        Raises `LedgerDamaged` before anything is signed.
+        """
         try:
             await self._check_before_signing()
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._writer.run)
                 await self._writer.commit(self._begin)
-                task_status.started()
-                while True:
-                    await trio.sleep(HOUSEKEEPING_SECONDS)
-                    await self.keep_house()
+                self._note_epoch(View(self._store).epoch)
+                yield nursery
+                nursery.cancel_scope.cancel()
         finally:
+            self._background = None
             self._store.close()
 
+    async def _keep_up(self) -> None:
+        """A witness that was asked for what builds on more than it knows looks at once, but not all the time."""
+        while True:
+            await self._lacking.wait()
+            self._lacking = trio.Event()
+            await self._replica.looked()
+            await trio.sleep(LOOK_SECONDS)
+
     async def keep_house(self) -> None:
-        """Settle idle and expiring channels that owe this node; as the witness, refund expired holds."""
+        """Settle idle and expiring channels that owe this node; as a witness, refund expired holds and end epochs."""
         await self.close_idle(self._settings.close_after_ms)
-        if self._ordering.is_only_witness:
+        if self._replica.is_only_witness:
             for channel in await trio.to_thread.run_sync(self._witness.expired):
                 await self._refund(channel)
+        await self.epochs.keep()
 
     async def _check_before_signing(self) -> None:
-        schema, genesis = self._store.get(_SCHEMA_KEY), self._store.get(_GENESIS_KEY)
-        if schema not in (None, _SCHEMA):
-            raise LedgerDamaged(f"the ledger has schema {schema!r}, this program knows {_SCHEMA!r}; use a newer one")
+        genesis = self._store.get(_GENESIS_KEY)
         if genesis not in (None, self.federation):
             raise LedgerDamaged("the ledger belongs to another federation; give this one a folder of its own")
         try:
-            report = await self.verify(signatures=bool(self._store.damaged))
+            if self._memory is not None:
+                self._memory.check()
+            await trio.to_thread.run_sync(migrate, self._store)
+            report = await self.verify(signatures=bool(self._store.damaged), from_checkpoint=not self._store.damaged)
+        except (SchemaError, MemoryDamaged) as error:
+            raise LedgerDamaged(str(error)) from None
         except StoreDamaged as error:
             raise LedgerDamaged(_damage(self.is_witness, str(error))) from None
         if not report.verified:
@@ -187,22 +308,24 @@ class Bookkeeper:
             raise LedgerDamaged(_damage(True, f"records may be lost: {self._store.damaged}"))
 
     def _begin(self, draft: Draft) -> None:
-        draft.update({_SCHEMA_KEY: _SCHEMA, _GENESIS_KEY: self.federation})
+        draft.update({SCHEMA_KEY: SCHEMA, _GENESIS_KEY: self.federation})
+        if self._memory is not None and self.is_witness and self._memory.begin(draft):
+            log.error("this witness's ledger was set back: it abstains until an epoch that it has not signed in")
         today = free_quota.quota_day(self._clock())
         draft.update({key: None for key, _ in self._store.iterate(b"q") if not key.startswith(today)})
-        self._channels.note(dict(self._store.iterate(b"c")))
+        self._note_channels()
         self._leases.begin()
 
     # --- paying --------------------------------------------------------------------------------------
 
     def lease(
-        self, payee: NodeId, price_in: int, price_out: int, quote: bytes, need: int
+        self, payee: NodeId, price_in: int, price_out: int, quote: bytes, need: int, payer: NodeId | None = None
     ) -> AbstractAsyncContextManager[ChannelLease]:
         """A channel to `payee` at these prices with at least `need` µcredits left, for one query alone.
 
-        Raises `Refused`: INSUFFICIENT_FUNDS, or OVERLOADED while the witness cannot be reached.
+        Raises `Refused`: INSUFFICIENT_FUNDS, or OVERLOADED while no quorum of witnesses can be reached.
         """
-        return self._leases.lease(payee, Prices(price_in, price_out), quote, need)
+        return self._leases.lease(payee, Prices(price_in, price_out), quote, need, payer)
 
     # --- being paid ----------------------------------------------------------------------------------
 
@@ -242,36 +365,27 @@ class Bookkeeper:
 
     # --- the issuer, and the replica -----------------------------------------------------------------
 
-    async def grant(self, to: NodeId, amount: int) -> str:
-        """Give credits out of nothing, as the issuer. The order's id in hex. Raises `Refused`."""
-        issuer = self._issuer
-        if issuer is None:
-            raise Refused(ErrorCode.NOT_ISSUER, "this node holds no issuer's key of this federation")
-        async with self._ordering.turn(issuer) as view:
-            account = view.account(issuer.node)
-            body = encode(Grant(issuer.node, account.next_sequence, account.head, to, amount, view.epoch))
-            await self._ordering.order(issuer, body)
-        return body_hash(body).hex()
+    async def grant(self, to: NodeId, amount: int, *, only_first: bool = False) -> str:
+        """See `AccountOrders.grant`."""
+        return await self.accounts.grant(to, amount, only_first=only_first)
+
+    async def ask_witness(self, index: int, request: Message, expected: type[Answer]) -> Answer:
+        """One question to one witness. Raises `Refused`."""
+        return await self._quorum.ask(index, request, expected)
 
     async def sync(self) -> None:
-        """Fetch what is new in the witness's log and apply it in its order. Raises `Refused`."""
-        await self._ordering.sync()
+        """Learn what is new. Raises `Refused` if too few witnesses could be read."""
+        await self._replica.sync()
+
+    async def restore(self) -> int:
+        """As a witness that was set back: take back what connected members have. How many records were new."""
+        return await self._replica.restore()
 
     # --- serving others ------------------------------------------------------------------------------
 
-    async def vote(self, request: RequestVote) -> Voted | Rejected:
-        """As a witness: a vote, synced before it is returned."""
-        return await self._witness.vote(request)
-
-    async def store(self, request: StoreCertificate) -> Stored | Rejected:
-        """As a witness: apply a certificate. Only a witness takes certificates; others fetch them in order."""
-        if not self.is_witness:
-            return Rejected(int(ErrorCode.NOT_A_WITNESS), "this node follows its witness's log")
-        return await self._witness.store(request)
-
-    def fetch(self, request: FetchCertificates) -> Certificates:
-        """A part of the local log, for anybody."""
-        return self._witness.fetch(request)
+    async def answer(self, peer: NodeId, request: Message) -> Message:
+        """The answer to a peer's request to this ledger."""
+        return await self._desk.answer(peer, request)
 
     async def _refund(self, channel: ChannelId) -> None:
         try:
@@ -289,17 +403,41 @@ class Bookkeeper:
         """An account's standing in the local ledger; this node's own by default."""
         return await trio.to_thread.run_sync(_balance, self._store.snapshot(), account or self._signer.node)
 
+    def standing(self, account: NodeId) -> Account:
+        """An account in the local ledger: its owner, keys and chain."""
+        return View(self._store).account(account)
+
     async def history(self, limit: int = 20, before: str = "") -> list[Json]:
         """The newest entries first, older than the position `before`. Raises `Refused` (INVALID_REQUEST)."""
         return await trio.to_thread.run_sync(history, self._store.snapshot(), limit, before)
 
     async def show(self, id_prefix: str) -> Json:
         """One entry with its explanation. Raises `Refused` (INVALID_REQUEST)."""
-        return await trio.to_thread.run_sync(show, self._store.snapshot(), id_prefix)
+        return await trio.to_thread.run_sync(self.reports().explain, id_prefix)
 
-    async def verify(self, signatures: bool = False) -> Report:
-        """Replay the whole local ledger and compare."""
-        check = partial(verify_log, self._federation, self._store.snapshot(), signatures=signatures)
+    def reports(self) -> LedgerReports:
+        """Explanations from the ledger as it is now. They read the disk: ask them in a worker thread."""
+        owners = frozenset({*self.wallet, *((self._issuer.node,) if self._issuer else ())})
+        return LedgerReports(self._federation, self._store.snapshot(), self._signer.node, owners)
+
+    async def audit(self, signatures: bool = False) -> Json:
+        """Everything that this replica can say about its federation."""
+        check = partial(audit, self._federation, self._store.snapshot(), self._clock(), signatures=signatures)
+        return await trio.to_thread.run_sync(check)
+
+    def snapshot(self) -> tuple[Federation, Snapshot]:
+        """The ledger as it is now, for what reads it in a worker thread."""
+        return self._federation, self._store.snapshot()
+
+    async def bring_in(self, file: ExportFile, tell: Callable[[Imported], Awaitable[None]]) -> Imported:
+        """Take what is new in an exported ledger, each record verified. `tell` hears of progress. Raises `Refused`."""
+        taking = Import(self._federation, self._store, self._writer, self._witness, self._checkpoints)
+        return await taking.take(file, tell)
+
+    async def verify(self, signatures: bool = False, *, from_checkpoint: bool = False) -> Report:
+        """Make the local ledger's state anew and compare; with `from_checkpoint` the epoch in force alone."""
+        snapshot = self._store.snapshot()
+        check = partial(verify_log, self._federation, snapshot, signatures=signatures, from_checkpoint=from_checkpoint)
         return await trio.to_thread.run_sync(check)
 
     # --- the free lane -------------------------------------------------------------------------------
@@ -314,6 +452,17 @@ class Bookkeeper:
         return free_quota.left(self._store, peer, per_peer_limit, total_limit, self._clock())
 
 
+class _Owners:
+    """The accounts whose orders this node's owner reads about."""
+
+    def __init__(self, wallet: Wallet, issuer: Signer | None) -> None:
+        self._wallet = wallet
+        self._issuer = None if issuer is None else issuer.node
+
+    def __contains__(self, account: object) -> bool:
+        return account in self._wallet or (self._issuer is not None and account == self._issuer)
+
+
 def _damage(witness: bool, what: str) -> str:
     fix = (
         "This node is the witness: restore the ledger folder as it was, for votes that were given must not be "
@@ -326,17 +475,17 @@ def _damage(witness: bool, what: str) -> str:
 
 
 def _balance(reader: Snapshot, account: NodeId) -> Balance:
-    """Walks all channels."""
-    held = earned = spent = pending = owed = 0
-    for key, value in reader.iterate(b"c"):
-        channel = Channel.decode(value)
-        if account not in (channel.payer, channel.payee):
+    """Walks the open channels."""
+    view = View(reader)
+    held = pending = owed = 0
+    for key, _ in reader.iterate(b"o"):
+        channel = view.channel(key[1:])
+        if channel is None or account not in (channel.payer, channel.payee):
             continue
-        promised = last_voucher(reader, ChannelId(key[1:])).cumulative if channel.open else 0
+        promised = last_voucher(reader, ChannelId(key[1:])).cumulative
         paying = channel.payer == account
-        held += channel.amount if paying and channel.open else 0
+        held += channel.amount if paying else 0
         owed += promised if paying else 0
-        spent += channel.paid if paying else 0
         pending += 0 if paying else promised
-        earned += 0 if paying else channel.paid
-    return Balance(View(reader).account(account).balance, held, earned, spent, pending, owed)
+    standing = view.account(account)
+    return Balance(standing.balance, held, standing.earned, standing.spent, pending, owed)

@@ -75,6 +75,14 @@ class SpendSection(Section):
     close_after_seconds: int = Field(60, ge=1, description="A worker settles a channel idle for this long.")
 
 
+class LedgerSection(Section):
+    """The copy of the ledger on this machine."""
+
+    keep_epochs: int = Field(
+        0, ge=0, le=10_000, description="Ended epochs whose orders are kept; older ones are deleted. 0 keeps all."
+    )
+
+
 class LogSection(Section):
     """Logs never hold prompts, answers or keys."""
 
@@ -92,5 +100,6 @@ class NodeConfig(Section):
     realms: tuple[RealmSection, ...] = ()
     free: FreeSection = FreeSection()
     spend: SpendSection = SpendSection()
+    ledger: LedgerSection = LedgerSection()
     log: LogSection = LogSection()
     blocked_peers: tuple[str, ...] = Field((), description="Peer ids that are refused.")

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from node.federation import FederationError
 from node.local_federation import NodeFailed, NodeProcess, local_federation
 from protocol.pricing import format_credits
 
@@ -74,13 +75,13 @@ class Answer:
         }
 
 
-def main(as_json: bool, keep: bool = False, folder: Path | None = None) -> int:
+def main(as_json: bool, keep: bool = False, folder: Path | None = None, witnesses: int = 1) -> int:
     """Run the demo; 0 if everything it shows came true."""
     screen = Screen(sys.stderr if as_json else sys.stdout)
     root = folder or Path(tempfile.mkdtemp(prefix="mtor-demo-"))
     try:
-        result = _run(root, screen)
-    except (DemoFailed, NodeFailed) as error:
+        result = _run(root, screen, witnesses)
+    except (DemoFailed, FederationError, NodeFailed) as error:
         print(f"demo: {error}", file=sys.stderr)
         print(f"the nodes' folders are kept in {root}", file=sys.stderr)
         return 1
@@ -92,15 +93,18 @@ def main(as_json: bool, keep: bool = False, folder: Path | None = None) -> int:
     return 0 if ledger["verified"] and ledger["sum_micro"] == 0 and ledger["paid_for_delivered"] else 1
 
 
-def _run(root: Path, screen: Screen) -> dict[str, Any]:
-    screen.line("▸ a federation of three nodes: one gateway without a model, two workers with SmolLM2-135M")
+def _run(root: Path, screen: Screen, witnesses: int) -> dict[str, Any]:
+    screen.line(
+        f"▸ a federation of {max(3, witnesses)} nodes: a gateway without a model, two workers with SmolLM2-135M"
+        + (f"; {witnesses} witnesses, of which {(witnesses - 1) // 3} may fail" if witnesses > 1 else "")
+    )
     began = time.monotonic()
-    with local_federation(root, WORKERS, REALMS) as nodes:
+    with local_federation(root, WORKERS, REALMS, witnesses) as nodes:
         for node in nodes:
             screen.line(f"   {node.name:<9} {node.node}")
         screen.line(f"   ready after {time.monotonic() - began:.1f} s")
         first = _ask(nodes, SHORT_QUESTION, 60, screen, lambda answer: None)
-        killer = _Killer(nodes[1:], screen)
+        killer = _Killer(nodes[1:3], screen)
         second = _ask(nodes, LONG_QUESTION, LONG_TOKENS, screen, killer)
         if killer.killed is None or not second.facts.get("failover"):
             raise DemoFailed("the long answer ended before the worker could be killed")

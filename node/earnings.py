@@ -15,18 +15,25 @@ from functools import partial
 from node.ledger_writer import LedgerWriter
 from node.open_channels import OpenChannels, last_voucher
 from node.ordering import Ordering
+from node.replica import Replica
 from node.store import Store
 from protocol import params
 from protocol.codec import decode_as, encode
 from protocol.errors import ErrorCode, Refused
 from protocol.ids import ChannelId, FederationId, NodeId
 from protocol.ledger.channels import check_pay, open_voucher
+from protocol.ledger.families import may_use
 from protocol.ledger.orders import as_refusal
 from protocol.ledger.state import Channel, Draft, Reader, View, voucher_key
-from protocol.messages import Close, Pay
-from protocol.signing import Signer, verify
+from protocol.messages import Close, Pay, RequestVote
+from protocol.signing import Signer
 
 log = logging.getLogger("mtor.ledger")
+
+LOOK_WINDOW = 10 * params.SECONDS
+LOOKS_A_PAYER = 32  # channels unknown here that one payer may name in that time
+
+_CLOSING = b"m:closing:"  # + channel: the close that was signed for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,7 @@ class Earnings:
         store: Store,
         writer: LedgerWriter,
         ordering: Ordering,
+        replica: Replica,
         channels: OpenChannels,
         clock: Callable[[], int],
     ) -> None:
@@ -68,21 +76,27 @@ class Earnings:
         self._store = store
         self._writer = writer
         self._ordering = ordering
+        self._replica = replica
         self._channels = channels
         self._clock = clock
         self._serving: set[ChannelId] = set()
+        self._looks: dict[NodeId, list[int]] = {}  # when each payer last made this node look for a channel
 
     async def cover(self, channel: ChannelId, payer: NodeId) -> ChannelView:
-        """An open channel from `payer` to this node, fetched from the witness if it is not known here.
+        """An open channel that `payer` may use, final, fetched from the witnesses if it is not known here.
 
-        Raises `Refused`: UNKNOWN_CHANNEL, CHANNEL_CLOSED, EXPIRED, or OVERLOADED while the witness cannot be reached.
+        Raises `Refused`: UNKNOWN_CHANNEL, CHANNEL_CLOSED, EXPIRED, or OVERLOADED while no quorum can be reached.
         """
         if View(self._store).channel(channel) is None:
-            await self._ordering.sync()
+            self._check_pace(payer)
+            await self._replica.fetch_channel(channel)
         state = self._incoming(channel)
-        if state.payer != payer:
-            raise Refused(ErrorCode.UNKNOWN_CHANNEL, "this channel is another payer's")
+        self._check_payer(state, payer)
         self._check_time(state)
+        if not self._ordering.is_final(channel):
+            certificate = View(self._store).record(channel)
+            assert certificate is not None  # its hold was applied
+            await self._ordering.make_final(channel, certificate)
         last = last_voucher(self._store, channel)
         return ChannelView(
             channel,
@@ -122,7 +136,7 @@ class Earnings:
             self._check_time(state)
             with as_refusal():
                 earlier = last_voucher(draft, channel)
-                voucher = check_pay(self._federation, channel, state, earlier, pay, verify)
+                voucher = check_pay(self._federation, channel, state, earlier, pay, View(draft))
             if (voucher.units_in, voucher.units_out, voucher.transcript) != expected:
                 raise Refused(ErrorCode.BAD_VOUCHER, "the voucher is not for what was delivered")
             draft.update({voucher_key(channel): encode(pay)})
@@ -144,23 +158,38 @@ class Earnings:
 
     def _decide_heard(self, channel: ChannelId, pay: Pay, payer: NodeId, draft: Draft) -> int:
         state = self._incoming(channel, draft)
-        if state.payer != payer:
-            raise Refused(ErrorCode.UNKNOWN_CHANNEL, "this channel is another payer's")
+        self._check_payer(state, payer)
         with as_refusal():
-            voucher = check_pay(self._federation, channel, state, last_voucher(draft, channel), pay, verify)
+            voucher = check_pay(self._federation, channel, state, last_voucher(draft, channel), pay, View(draft))
         draft.update({voucher_key(channel): encode(pay)})
         return voucher.cumulative
 
     async def close(self, channel: ChannelId) -> None:
-        """Settle a channel by its best voucher. Raises `Refused`."""
+        """Settle a channel by its best voucher. Raises `Refused`.
+
+        From the first try on it takes no more vouchers: a second close would contradict the first.
+        """
         async with self.serving(channel):
-            self._incoming(channel)
-            stored = self._store.get(voucher_key(channel))
-            if stored is None:
-                raise Refused(ErrorCode.BAD_VOUCHER, "no voucher: there is nothing to settle")
-            pay = decode_as(Pay, stored)
-            body = encode(Close(channel, pay.voucher, pay.signature))
-            await self._ordering.submit(body, self._signer.sign(self._federation, body))
+            state = self._channels.states.get(channel)
+            if state is None:
+                self._incoming(channel)
+            request = await self._writer.commit(partial(self._decide_close, channel))
+            await self._ordering.submit(request.body, request.signature)
+            await self._writer.commit(lambda draft: draft.update({_CLOSING + channel: None}))
+
+    def _decide_close(self, channel: ChannelId, draft: Draft) -> RequestVote:
+        signed = draft.get(_CLOSING + channel)
+        if signed is not None:
+            return decode_as(RequestVote, signed)
+        self._incoming(channel, draft)
+        stored = draft.get(voucher_key(channel))
+        if stored is None:
+            raise Refused(ErrorCode.BAD_VOUCHER, "no voucher: there is nothing to settle")
+        pay = decode_as(Pay, stored)
+        body = encode(Close(channel, pay.voucher, pay.signature))
+        request = RequestVote(body, self._signer.sign(self._federation, body))
+        draft.update({_CLOSING + channel: encode(request)})
+        return request
 
     async def close_idle(self, idle_ms: int) -> int:
         """Settle all channels that owe this node and are idle for `idle_ms` or near their expiry. How many were."""
@@ -170,7 +199,7 @@ class Earnings:
                 await self.close(channel)
             except Refused as refusal:
                 log.warning("channel %s is not settled yet: %s", channel.hex()[:12], refusal)
-                if refusal.code is ErrorCode.OVERLOADED or not await self._ordering.looked():
+                if refusal.code is ErrorCode.OVERLOADED or not await self._replica.looked():
                     break
             else:
                 closed += 1
@@ -186,9 +215,22 @@ class Earnings:
         state = View(reader or self._store).channel(channel)
         if state is None or state.payee != self._signer.node:
             raise Refused(ErrorCode.UNKNOWN_CHANNEL, "no hold with this id is open for this node")
-        if not state.open:
-            raise Refused(ErrorCode.CHANNEL_CLOSED, "the channel is settled")
+        if not state.open or (reader or self._store).get(_CLOSING + channel) is not None:
+            raise Refused(ErrorCode.CHANNEL_CLOSED, "the channel is settled, or being settled")
         return state
+
+    def _check_payer(self, state: Channel, payer: NodeId) -> None:
+        if not may_use(View(self._store), payer, state.payer):
+            raise Refused(ErrorCode.UNKNOWN_CHANNEL, "this channel is another payer's")
+
+    def _check_pace(self, payer: NodeId) -> None:
+        """A stranger's channel ids cost a look at the witnesses each: only so many at a time."""
+        now = self._clock()
+        self._looks = {peer: looks for peer, looks in self._looks.items() if now - looks[-1] < LOOK_WINDOW}
+        looks = [look for look in self._looks.get(payer, []) if now - look < LOOK_WINDOW]
+        if len(looks) >= LOOKS_A_PAYER:
+            raise Refused(ErrorCode.OVERLOADED, "too many channels that are not known here", LOOK_WINDOW)
+        self._looks[payer] = [*looks, now]
 
     def _check_time(self, state: Channel) -> None:
         if state.expiry_ms - self._clock() <= params.SETTLE_MARGIN:

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from node.store import Snapshot
+from protocol.codec import decode
 from protocol.errors import ErrorCode, Refused
-from protocol.ids import NO_HASH, ChannelId, NodeId, QueryId, peer_id, short
-from protocol.ledger.certificates import Transition
+from protocol.ids import NO_HASH, ChannelId, NodeId, QueryId, peer_id
+from protocol.ledger.certificates import open_certificate
 from protocol.ledger.channels import open_voucher
-from protocol.ledger.state import Draft, View, channel_key, number, read_number, u64
-from protocol.messages import Close, Grant, Hold, Pay, Refund
+from protocol.ledger.orders import CheckedOrder
+from protocol.ledger.state import Draft, Iterable, Reader, View, number, read_number, u64
+from protocol.messages import Attach, Close, Grant, Hold, Move, Pay, Recovery, Refund, Rotate
 from protocol.pricing import format_credits
 
 JOURNAL_LENGTH = b"m:journal"
-MIN_PREFIX = 6  # hex digits that name an entry
 
 Json = dict[str, Any]
 
@@ -57,34 +59,70 @@ class Receipt:
 class Journal:
     """Writes and reads entries for one owner."""
 
-    def __init__(self, owners: frozenset[NodeId], local: NodeId) -> None:
-        """`owners` are the accounts whose orders are written down: the node's own, and its issuer's."""
+    def __init__(self, owners: Container[NodeId], local: NodeId) -> None:
+        """`owners` are the accounts whose orders are written down: the node's own ones, and its issuer's."""
         self._owners = owners
         self._local = local
 
     def record_receipt(self, draft: Draft, receipt: Receipt) -> str:
         """Write a query down, once. Returns its id in hex."""
-        entry = _receipt_entry(receipt)
-        return _append(draft, receipt.id(self._local), entry)
+        if receipt.quote == NO_HASH:  # a worker is not told the quote; the hold that pays names it
+            receipt = replace(receipt, quote=_quote(View(draft), receipt.channel))
+        return _append(draft, receipt.id(self._local), _receipt_entry(receipt))
 
-    def record_order(self, draft: Draft, transition: Transition, now_ms: int) -> None:
+    def record_order(self, draft: Draft, checked: CheckedOrder, now_ms: int) -> None:
         """Write an applied order down if it moves the owner's credits."""
-        entry = self._order_entry(View(draft), transition)
+        entry = self._order_entry(View(draft), checked)
         if entry is not None:
-            _append(draft, transition.checked.hash, {**entry, "time_ms": now_ms})
+            _append(draft, checked.hash, {**entry, "time_ms": now_ms})
 
-    def _order_entry(self, view: View, transition: Transition) -> Json | None:
-        order = transition.checked.order
+    def record_certificate(self, draft: Draft, identity: bytes, data: bytes, now_ms: int) -> None:
+        """Write down an order that came with a checkpoint."""
+        certificate = open_certificate(data)
+        order = decode(certificate.body)
+        checked = CheckedOrder(order, certificate.body, certificate.signature, identity, b"", 0)  # type: ignore[arg-type]
+        self.record_order(draft, checked, now_ms)
+
+    def record_checkpoint_refund(self, draft: Draft, channel: ChannelId, now_ms: int) -> None:
+        """Write down that a checkpoint returned an expired hold, if it is the owner's."""
+        entry = self._settled(View(draft), Refund(NodeId(NO_HASH), channel, now_ms))
+        if entry is not None:
+            _append(draft, hashlib.sha256(b"mtor/refund/1\0" + channel).digest(), {**entry, "time_ms": now_ms})
+
+    def record_void(self, draft: Draft, identity: bytes, now_ms: int) -> None:
+        """Write down that an epoch change made an order void: its entry counts for nothing."""
+        position = draft.get(b"i" + identity)
+        stored = draft.get(b"h" + position) if position is not None else None
+        if position is None or stored is None:
+            return
+        known = json.loads(stored)
+        entry = known | {"void_ms": now_ms, "amount": 0, "was": known["amount"]}
+        draft.update({b"h" + position: _packed(entry)})
+
+    def _order_entry(self, view: View, checked: CheckedOrder) -> Json | None:
+        order = checked.order
         if isinstance(order, Grant):
             return self._moved("grant", order.issuer, order.to, order.amount)
         if isinstance(order, Hold):
-            return self._held(order, transition.checked.hash)
-        return self._settled(view, order)
+            return self._held(order, checked.hash)
+        if isinstance(order, Move):
+            return self._moved("move", order.account, order.to, order.amount)
+        if isinstance(order, Attach | Recovery | Rotate):
+            return self._keyed(order)
+        return self._settled(view, order) if isinstance(order, Close | Refund) else None
 
     def _moved(self, kind: str, payer: NodeId, payee: NodeId, amount: int) -> Json | None:
         if payee in self._owners:
             return _entry(kind, amount, payer)
         return _entry(kind, -amount, payee) if payer in self._owners else None
+
+    def _keyed(self, order: Attach | Recovery | Rotate) -> Json | None:
+        """What changes who acts for an account: the other side is the owner, or the new key."""
+        other = order.owner if isinstance(order, Attach) else order.key
+        concerned = (order.account, other) if isinstance(order, Attach) else (order.account,)
+        if not any(account in self._owners for account in concerned):
+            return None
+        return _entry(type(order).__name__.lower(), 0, other) | {"account": peer_id(order.account)}
 
     def _held(self, hold: Hold, channel: bytes) -> Json | None:
         if hold.payer not in self._owners:
@@ -94,7 +132,7 @@ class Journal:
 
     def _settled(self, view: View, order: Close | Refund) -> Json | None:
         channel = view.channel(order.channel)
-        if channel is None or self._owners.isdisjoint((channel.payer, channel.payee)):
+        if channel is None or not (channel.payer in self._owners or channel.payee in self._owners):
             return None
         kind = "close" if isinstance(order, Close) else "refund"
         paying = channel.payer in self._owners
@@ -122,73 +160,70 @@ def history(reader: Snapshot, limit: int, before: str) -> list[Json]:
     return entries
 
 
-def show(reader: Snapshot, prefix: str) -> Json:
-    """The entry, order or channel whose id begins with `prefix` (hex). Raises `Refused` (INVALID_REQUEST)."""
-    found = {**_found(reader, b"r", prefix), **_found(reader, b"i", prefix)}
-    if not found:
-        raise Refused(
-            ErrorCode.INVALID_REQUEST, f"nothing in this ledger begins with {prefix}; see `mtor ledger history`"
-        )
-    if len(found) > 1:
-        some = ", ".join(sorted(identity.hex()[:12] for identity in found)[:4])
-        raise Refused(ErrorCode.INVALID_REQUEST, f"{prefix} begins several ids ({some} …); give more digits")
-    identity, (kind, value) = found.popitem()
-    if kind == b"r":
-        return _order(reader, identity)
-    key = b"h" + value
-    stored = reader.get(key)
-    assert stored is not None  # written in one batch with its index
-    return _read(key, stored)
+def entry_of(reader: Reader, identity: bytes) -> Json | None:
+    """The entry with this id; None if there is none."""
+    position = reader.get(b"i" + identity)
+    stored = reader.get(b"h" + position) if position is not None else None
+    return None if stored is None else json.loads(stored)
 
 
-def _found(reader: Snapshot, kind: bytes, prefix: str) -> dict[bytes, tuple[bytes, bytes]]:
-    """The first ids of a kind that begin with `prefix`: enough to see that there are several."""
-    text = prefix.lower()
-    if len(text) < MIN_PREFIX or len(text) > 64 or not set(text) <= set("0123456789abcdef"):
-        raise Refused(ErrorCode.INVALID_REQUEST, f"an id is given by at least {MIN_PREFIX} hexadecimal digits")
-    found: dict[bytes, tuple[bytes, bytes]] = {}
-    for key, value in reader.iterate(kind + bytes.fromhex(text[: len(text) // 2 * 2])):
-        if key[1:].hex().startswith(text):
-            found[key[1:]] = (kind, value)
-        if len(found) > 4:
-            break
-    return found
+def receipts_of(reader: Iterable, channel: ChannelId) -> Iterator[Json]:
+    """The entries of a channel's queries, oldest first."""
+    for key, _ in reader.iterate(b"j" + channel):
+        stored = reader.get(b"h" + key[-8:])
+        if stored is not None:
+            yield json.loads(stored)
 
 
-def _order(reader: Snapshot, identity: bytes) -> Json:
-    """An order of somebody else's: what the ledger knows of it."""
-    view = View(reader)
-    certificate = view.certificate(identity)
-    assert certificate is not None
-    shown: Json = {"kind": "order", "id": identity.hex(), "position": str(view.position(identity))}
-    channel = reader.get(channel_key(identity))
-    if channel is not None:
-        hold = view.channel(identity)
-        assert hold is not None
-        shown |= {"payer": peer_id(hold.payer), "payee": peer_id(hold.payee), "amount": hold.amount}
-        shown |= {"status": hold.status.name.lower(), "paid": hold.paid}
-        shown["sentence"] = (
-            f"{short(hold.payer)} locked {format_credits(hold.amount)} for {short(hold.payee)}; "
-            f"the channel is {hold.status.name.lower()}, {format_credits(hold.paid)} were paid."
-        )
-    return shown
+def receipt_index(reader: Iterable) -> dict[bytes, bytes | None]:
+    """What finds a channel's queries, for a journal that was written without it."""
+    puts: dict[bytes, bytes | None] = {}
+    for key, value in reader.iterate(b"h"):
+        puts.update(_indexed(json.loads(value), key[1:]))
+    return puts
 
 
 def _append(draft: Draft, identity: bytes, entry: Json) -> str:
-    if draft.get(b"i" + identity) is None:
-        position = read_number(draft, JOURNAL_LENGTH)
-        text = json.dumps({**entry, "id": identity.hex()}, separators=(",", ":"))
-        draft.update(
-            {b"h" + u64(position): text.encode(), b"i" + identity: u64(position), JOURNAL_LENGTH: u64(position + 1)}
-        )
+    known = entry_of(draft, identity)
+    if known is None or "void_ms" in known:  # a settlement that became void may be applied again
+        position = u64(read_number(draft, JOURNAL_LENGTH))
+        puts: dict[bytes, bytes | None] = {
+            b"h" + position: _packed({**entry, "id": identity.hex()}),
+            b"i" + identity: position,
+            JOURNAL_LENGTH: u64(number(position) + 1),
+        }
+        draft.update(puts | _indexed(entry, position))
     return identity.hex()
+
+
+def _indexed(entry: Json, position: bytes) -> dict[bytes, bytes | None]:
+    """Finds a query by its channel."""
+    channel = entry["channel"] if entry["kind"] == "query" else ""
+    return {b"j" + bytes.fromhex(channel) + position: b""} if channel else {}
+
+
+def _packed(entry: Json) -> bytes:
+    return json.dumps(entry, separators=(",", ":")).encode()
+
+
+def _quote(view: View, channel: ChannelId) -> bytes:
+    """The quote that a channel's hold names; NO_HASH if it is not known here."""
+    record = view.record(channel)
+    hold = decode(open_certificate(record).body) if record is not None else None
+    return hold.quote if isinstance(hold, Hold) else NO_HASH
 
 
 def _read(key: bytes, value: bytes) -> Json:
     entry: Json = json.loads(value)
     entry["position"] = str(number(key[1:]))
-    entry["sentence"] = _SENTENCES[entry["kind"]](entry)
+    entry["sentence"] = sentence(entry)
     return entry
+
+
+def sentence(entry: Json) -> str:
+    """An entry in words, for its owner."""
+    void = " An epoch change made it void: it counts for nothing." if "void_ms" in entry else ""
+    return _SENTENCES[entry["kind"]](entry | {"amount": entry.get("was", entry["amount"])}) + void
 
 
 def _entry(kind: str, amount: int, counterparty: NodeId) -> Json:
@@ -257,7 +292,35 @@ def _refund_sentence(entry: Json) -> str:
     return f"{format_credits(entry['amount'])} came back from {entry['counterparty'][-8:]}: the hold expired unused."
 
 
+def _move_sentence(entry: Json) -> str:
+    amount, other = format_credits(abs(entry["amount"])), entry["counterparty"][-8:]
+    return (
+        f"{amount} came from your account {other}."
+        if entry["amount"] > 0
+        else f"{amount} went to your account {other}."
+    )
+
+
+def _attach_sentence(entry: Json) -> str:
+    return f"The account {entry['account'][-8:]} belongs to {entry['counterparty'][-8:]}, for ever."
+
+
+def _recovery_sentence(entry: Json) -> str:
+    return (
+        f"The key {entry['counterparty'][-8:]} may change the key of your account {entry['account'][-8:]}, "
+        "if that is lost or stolen."
+    )
+
+
+def _rotate_sentence(entry: Json) -> str:
+    return f"The key of your account {entry['account'][-8:]} was changed to {entry['counterparty'][-8:]}."
+
+
 _SENTENCES = {
+    "attach": _attach_sentence,
+    "recovery": _recovery_sentence,
+    "rotate": _rotate_sentence,
+    "move": _move_sentence,
     "query": _query_sentence,
     "grant": _grant_sentence,
     "hold": _hold_sentence,

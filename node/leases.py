@@ -13,18 +13,20 @@ from typing import NamedTuple
 from node.ledger_writer import LedgerWriter
 from node.open_channels import OpenChannels, last_voucher
 from node.ordering import Ordering
+from node.replica import Replica
 from node.store import Store
+from node.wallet import Wallet
 from protocol import params
 from protocol.codec import body_hash, decode_as, encode
 from protocol.errors import ErrorCode, Refused
 from protocol.ids import ChannelId, FederationId, NodeId
 from protocol.ledger.channels import check_successor, check_voucher
-from protocol.ledger.state import Channel, Draft, voucher_key
+from protocol.ledger.state import Channel, Draft, View, voucher_key
 from protocol.messages import Hold, Pay, Voucher
 from protocol.pricing import channel_cost, format_credits
-from protocol.signing import Signer
 
 LEASE_MARGIN = params.SETTLE_MARGIN + params.MAX_DEADLINE  # the longest query still ends before its worker must settle
+EPOCHS_IN_A_ROW = 3  # that a hold may fall into while it is opened
 DOUBT_AFTER = 5 * params.SECONDS  # a channel idle for longer may be closed by now: look before using it
 
 
@@ -100,17 +102,19 @@ class Leases:
 
     def __init__(
         self,
-        signer: Signer,
+        wallet: Wallet,
         federation: FederationId,
         store: Store,
         writer: LedgerWriter,
         ordering: Ordering,
+        replica: Replica,
         channels: OpenChannels,
         clock: Callable[[], int],
         hold: int,
     ) -> None:
         """`hold`: µcredits that a new channel locks, if no more is needed and the balance allows it."""
-        self._signer = signer
+        self._wallet = wallet
+        self._replica = replica
         self._federation = federation
         self._store = store
         self._writer = writer
@@ -127,15 +131,19 @@ class Leases:
         self._doubtful.update(channel for channel in channels if self._store.get(voucher_key(channel)) is not None)
 
     @asynccontextmanager
-    async def lease(self, payee: NodeId, prices: Prices, quote: bytes, need: int) -> AsyncIterator[ChannelLease]:
-        """A channel to `payee` at these prices with at least `need` µcredits left, for one query alone.
+    async def lease(
+        self, payee: NodeId, prices: Prices, quote: bytes, need: int, payer: NodeId | None = None
+    ) -> AsyncIterator[ChannelLease]:
+        """A channel to `payee` at these prices with at least `need` µcredits left, for one query alone, paid by the
+        account `payer` (this node's own if none is named).
 
-        Raises `Refused`: INSUFFICIENT_FUNDS, or OVERLOADED while the witness cannot be reached.
+        Raises `Refused`: INSUFFICIENT_FUNDS, or OVERLOADED while no quorum of witnesses can be reached.
         """
+        account = payer or self._wallet.main
         await self._look_if_doubtful(payee)
-        channel = self._idle_channel(payee, prices, need)
+        channel = self._idle_channel(account, payee, prices, need)
         if channel is None:
-            channel = await self._open_channel(payee, prices, quote, need)
+            channel = await self._open_channel(account, payee, prices, quote, need)
         state = self._channels.states[channel]
         self._leased.add(channel)
         lease = ChannelLease(self, channel, state, last_voucher(self._store, channel))
@@ -153,7 +161,7 @@ class Leases:
         found = []
         for channel in self._doubtful - self._leased:
             state, stored = self._channels.states.get(channel), self._store.get(voucher_key(channel))
-            if state is not None and state.payer == self._signer.node and stored is not None:
+            if state is not None and state.payer in self._wallet and stored is not None:
                 found.append((state.payee, channel, decode_as(Pay, stored)))
         return found
 
@@ -162,11 +170,11 @@ class Leases:
         if last_voucher(self._store, channel).cumulative == cumulative:
             self._doubtful.discard(channel)
 
-    def _idle_channel(self, payee: NodeId, prices: Prices, need: int) -> ChannelId | None:
+    def _idle_channel(self, payer: NodeId, payee: NodeId, prices: Prices, need: int) -> ChannelId | None:
         now = self._clock()
         for channel, state in self._channels.states.items():
             free = channel not in self._leased and channel not in self._doubtful
-            fits = (state.payer, state.payee) == (self._signer.node, payee)
+            fits = (state.payer, state.payee) == (payer, payee)
             priced = (state.price_in, state.price_out) == prices
             if free and fits and priced and state.expiry_ms - now > LEASE_MARGIN:
                 last = last_voucher(self._store, channel)
@@ -183,22 +191,34 @@ class Leases:
             if state.payee == payee and channel not in self._leased
         )
         if max(idle, default=0) > DOUBT_AFTER:
-            await self._ordering.looked()
+            await self._replica.looked()
 
-    async def _open_channel(self, payee: NodeId, prices: Prices, quote: bytes, need: int) -> ChannelId:
-        async with self._ordering.turn(self._signer) as view:
-            finished = self._idle_channel(payee, prices, need)
+    async def _open_channel(self, payer: NodeId, payee: NodeId, prices: Prices, quote: bytes, need: int) -> ChannelId:
+        """A new hold; once more if the epoch changed while it was under way."""
+        for _ in range(EPOCHS_IN_A_ROW):
+            try:
+                return await self._hold_once(payer, payee, prices, quote, need)
+            except Refused as refusal:
+                if refusal.code is not ErrorCode.STALE_EPOCH:
+                    raise
+        raise Refused(ErrorCode.OVERLOADED, "the federation changes epochs; try again soon", params.SECONDS)
+
+    async def _hold_once(self, payer: NodeId, payee: NodeId, prices: Prices, quote: bytes, need: int) -> ChannelId:
+        signer = self._wallet.signer(payer, View(self._store))
+        async with self._ordering.turn(payer, signer) as view:
+            finished = self._idle_channel(payer, payee, prices, need)
             if finished is not None:  # an order of before, whose answer was lost
                 self._leased.add(finished)
                 return finished
-            account = view.account(self._signer.node)
+            account = view.account(payer)
             if account.balance < max(need, 1):
                 raise Refused(
                     ErrorCode.INSUFFICIENT_FUNDS,
-                    f"the answer may cost {format_credits(need)}, the balance is {format_credits(account.balance)}",
+                    f"the answer may cost {format_credits(need)}, the balance is {format_credits(account.balance)}"
+                    + self._held_too(payer),
                 )
             hold = Hold(
-                payer=self._signer.node,
+                payer=payer,
                 sequence=account.next_sequence,
                 previous=account.head,
                 payee=payee,
@@ -213,16 +233,20 @@ class Leases:
             channel = ChannelId(body_hash(body))
             self._leased.add(channel)  # it is for the caller, and for nobody who looks in the meantime
             try:
-                await self._ordering.order(self._signer, body)
+                await self._ordering.order(payer, signer, body)
             except BaseException:
                 self._leased.discard(channel)
                 raise
         return channel
 
+    def _held_too(self, payer: NodeId) -> str:
+        held = sum(state.amount for state in self._channels.states.values() if state.payer == payer)
+        return f" ({format_credits(held)} are held in open channels)" if held else ""
+
     async def sign_voucher(self, state: Channel, voucher: Voucher) -> Pay:
         """Sign and store a lease's voucher. Raises `Refused`."""
         body = encode(voucher)
-        pay = Pay(body, self._signer.sign(self._federation, body))
+        pay = Pay(body, self._wallet.signer(state.payer, View(self._store)).sign(self._federation, body))
 
         def decide(draft: Draft) -> None:
             check_voucher(state, voucher.channel, voucher)

@@ -9,38 +9,28 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 from node.bookkeeper import Bookkeeper, Settings
-from node.federation import HOME_GRANT, home_federation, ledger_folder, load_issuer
+from node.federation import HOME_GRANT, accounts_path, home_federation, ledger_folder, load_issuer, memory_path
 from node.federation import create_federation as create_federation
 from node.federation import install_genesis as install_genesis
 from node.federation import load_genesis as load_genesis
+from node.ledger_peers import LedgerPeers, PeerUnreachable
 from node.message_stream import MessageStream
 from node.network import Network, NetworkError, Stream, StreamReset
 from node.store import LevelStore
-from node.witness_port import WitnessPort, WitnessUnreachable
+from node.wallet import Wallet
+from node.witness_memory import WitnessMemory
 from protocol import params
-from protocol.errors import ErrorCode, Malformed, Refused
+from protocol.codec import decode_as
+from protocol.errors import Malformed, Refused
 from protocol.ids import ChannelId, NodeId, short
-from protocol.messages import (
-    Certificates,
-    FetchCertificates,
-    FetchGenesis,
-    GenesisAnswer,
-    Message,
-    Pay,
-    Rejected,
-    RequestVote,
-    Settled,
-    StoreCertificate,
-    Stored,
-    Voted,
-)
+from protocol.messages import Evidence, Message, Pay, Rejected, Settled
 from protocol.signing import Signer
 
 if TYPE_CHECKING:
@@ -51,48 +41,39 @@ log = logging.getLogger("mtor.ledger")
 ANSWER_SECONDS = 10.0  # dialling, the request, the witness's disk, the answer
 REQUEST_SECONDS = 30.0  # a stream without a request for this long is closed
 DELIVERY_SECONDS = 2.0  # between two tries to bring a worker a voucher that it may have missed
-SYNC_SECONDS = 30.0  # between two looks at the witness's log
+SYNC_SECONDS = 30.0  # between two looks at the witnesses' logs
+RETRY_SECONDS = 5.0  # the same while they cannot be read
 REQUESTS_A_STREAM = 1_024
-STREAMS_A_PEER = 4
-MAX_REQUEST_BYTES = params.MAX_RECORD_BYTES + 128  # the largest request is one record and its signature
+STREAMS_A_PEER = 16  # a witness asks for many owners' orders at a time
 
 Answer = TypeVar("Answer", bound=Message)
 Addresses = Callable[[NodeId], Sequence[str]]
 
 
-class RemoteWitness(WitnessPort):
-    """The federation's witnesses over the network: a stream for each question."""
+class NetworkPeers(LedgerPeers):
+    """Other nodes' ledgers over the network: a stream for each question."""
 
-    def __init__(self, network: Network, witnesses: Sequence[NodeId], addresses: Addresses) -> None:
+    def __init__(self, network: Network, addresses: Addresses) -> None:
         """`addresses` gives what is known of a node's multiaddresses at the moment; empty if it is connected."""
         self._network = network
-        self._witnesses = tuple(witnesses)
         self._addresses = addresses
 
-    async def vote(self, index: int, request: RequestVote) -> Voted | Rejected:
-        """See `WitnessPort`."""
-        return await self._ask(index, request, Voted)
+    def connected(self) -> Sequence[NodeId]:
+        """See `LedgerPeers`."""
+        return [peer.node for peer in self._network.peers()]
 
-    async def store(self, index: int, request: StoreCertificate) -> Stored | Rejected:
-        """See `WitnessPort`."""
-        return await self._ask(index, request, Stored)
-
-    async def fetch(self, index: int, request: FetchCertificates) -> Certificates | Rejected:
-        """See `WitnessPort`."""
-        return await self._ask(index, request, Certificates)
-
-    async def _ask(self, index: int, request: Message, expected: type[Answer]) -> Answer | Rejected:
-        witness = self._witnesses[index]
+    async def ask(self, node: NodeId, request: Message, expected: type[Answer]) -> Answer | Rejected:
+        """See `LedgerPeers`."""
         answer: Message | None = None
         try:
             with trio.move_on_after(ANSWER_SECONDS):
-                answer = await ask(self._network, witness, self._addresses(witness), request)
+                answer = await ask(self._network, node, self._addresses(node), request)
         except (NetworkError, Malformed) as error:
-            raise WitnessUnreachable(f"{short(witness)}: {error}") from None
+            raise PeerUnreachable(str(error)) from None
         if isinstance(answer, expected | Rejected):
             return answer
         why = f"no answer within {ANSWER_SECONDS:.0f} s" if answer is None else f"answered {type(answer).__name__}"
-        raise WitnessUnreachable(f"{short(witness)}: {why}")
+        raise PeerUnreachable(why)
 
 
 async def ask(network: Network, peer: NodeId, addresses: Sequence[str], request: Message) -> Message:
@@ -118,23 +99,55 @@ class LedgerService:
         self._bookkeeper = bookkeeper
         self._network = network
         self._streams: Counter[NodeId] = Counter()
+        self._behind = ""  # why the last look at the witnesses failed
 
     async def run(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve and sync until cancelled. The bookkeeper must be running."""
-        await endow(self._bookkeeper, self._network.node)
+        if self._bookkeeper.genesis.faults == 0:
+            await endow(self._bookkeeper, self._network.node)
         self._network.serve(params.LEDGER_PROTOCOL, self.serve)
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_endowing)
             nursery.start_soon(self._keep_delivering)
+            await nursery.start(self._hear_evidence)
+            nursery.start_soon(self._keep_telling)
             task_status.started()
-            reached = True
             while True:
-                reached = await self._sync(reached)
-                await trio.sleep(SYNC_SECONDS)
+                await self._sync()
+                await trio.sleep(RETRY_SECONDS if self._behind else SYNC_SECONDS)
+
+    async def _keep_endowing(self) -> None:
+        """The creator's first credits, as soon as a quorum of witnesses can be reached."""
+        while needs_endowment(self._bookkeeper):
+            try:
+                await self._bookkeeper.sync()
+                await endow(self._bookkeeper, self._network.node)
+            except Refused as refusal:
+                log.info("no first grant yet: %s", refusal)
+                await trio.sleep(DELIVERY_SECONDS)
 
     async def _keep_delivering(self) -> None:
         while True:
             await trio.sleep(DELIVERY_SECONDS)
             await self.deliver_vouchers()
+
+    async def _hear_evidence(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Keep proofs that others gossip. Each was checked before it was forwarded."""
+        evidence = self._bookkeeper.evidence
+        async with self._network.subscribe(params.EVIDENCE_TOPIC, evidence.judge) as accepted:
+            task_status.started()
+            async for data in accepted:
+                await evidence.take_all(decode_as(Evidence, data))
+
+    async def _keep_telling(self) -> None:
+        """Gossip the proofs that this node found."""
+        while True:
+            await trio.sleep(DELIVERY_SECONDS)
+            for message in self._bookkeeper.evidence.to_tell():
+                try:
+                    await self._network.publish(params.EVIDENCE_TOPIC, message)
+                except NetworkError as error:
+                    log.info("a proof was not gossiped: %s", error)
 
     async def deliver_vouchers(self) -> int:
         """Bring connected workers the last vouchers that they may have missed. How many are still undelivered."""
@@ -153,15 +166,28 @@ class LedgerService:
         except (NetworkError, Malformed) as error:
             log.debug("voucher for %s not delivered: %s", short(worker), error)
 
-    async def _sync(self, reached_before: bool) -> bool:
-        """Fetch what is new; say once when that stops to work. True if it worked."""
+    async def _sync(self) -> None:
+        """Fetch what is new; say once when that stops to work."""
         try:
             await self._bookkeeper.sync()
+            self._behind = ""
         except Refused as refusal:
-            if reached_before:
+            if not self._behind:
                 log.warning("the ledger is not up to date: %s", refusal)
-            return False
-        return True
+            self._behind = refusal.message
+
+    def problems(self) -> list[str]:
+        """What is wrong with the ledger now, each with the fix."""
+        known = [f"the ledger is not up to date: {self._behind}"] if self._behind else []
+        status = self._bookkeeper.epochs.status()
+        if status.abstaining:
+            fix = "begin anew with `mtor ledger epoch propose --after-restore`"
+            if self._bookkeeper.genesis.faults:
+                fix = "end it with `mtor ledger epoch propose` on another witness"
+            known.append(f"this witness's ledger was set back: it signs nothing until the epoch ends; {fix}")
+        elif status.witness and status.due and not status.frozen and self._bookkeeper.genesis.faults:
+            known.append(f"epoch {status.epoch} is due: end it with `mtor ledger epoch propose` on one witness")
+        return known
 
     async def serve(self, stream: Stream) -> None:
         """Answer one peer's requests on one stream."""
@@ -169,7 +195,7 @@ class LedgerService:
             await stream.reset()
             return
         self._streams[stream.peer] += 1
-        messages = MessageStream(stream, MAX_REQUEST_BYTES)
+        messages = MessageStream(stream, params.MAX_REQUEST_BYTES)
         try:
             await self._answer_all(messages)
             await messages.close()
@@ -188,52 +214,20 @@ class LedgerService:
                 request = await messages.receive()
             if request is None:
                 return
-            await messages.send(await self._answer(messages.peer, request))
-
-    async def _answer(self, peer: NodeId, request: Message) -> Message:
-        answer = _ANSWERS.get(type(request))
-        if answer is None:
-            return Rejected(int(ErrorCode.MALFORMED), f"a {type(request).__name__} is no request to a ledger")
-        return await answer(self._bookkeeper, peer, request)
+            await messages.send(await self._bookkeeper.answer(messages.peer, request))
 
 
-async def _vote(bookkeeper: Bookkeeper, peer: NodeId, request: RequestVote) -> Message:
-    return await bookkeeper.vote(request)
-
-
-async def _store(bookkeeper: Bookkeeper, peer: NodeId, request: StoreCertificate) -> Message:
-    return await bookkeeper.store(request)
-
-
-async def _fetch(bookkeeper: Bookkeeper, peer: NodeId, request: FetchCertificates) -> Message:
-    return bookkeeper.fetch(request)
-
-
-async def _genesis(bookkeeper: Bookkeeper, peer: NodeId, request: FetchGenesis) -> Message:
-    return GenesisAnswer(bookkeeper.genesis_body)
-
-
-async def _voucher(bookkeeper: Bookkeeper, peer: NodeId, pay: Pay) -> Message:
-    try:
-        return Settled(await bookkeeper.hear_voucher(pay, peer))
-    except Refused as refusal:
-        return Rejected(int(refusal.code), refusal.message[: params.MAX_REASON_BYTES // 4])
-
-
-_ANSWERS: dict[type[Message], Callable[[Bookkeeper, NodeId, Any], Awaitable[Message]]] = {
-    RequestVote: _vote,
-    StoreCertificate: _store,
-    FetchCertificates: _fetch,
-    FetchGenesis: _genesis,
-    Pay: _voucher,
-}
+def needs_endowment(bookkeeper: Bookkeeper) -> bool:
+    """True on the creator's node before anything has happened in its federation, as far as is known here."""
+    return bookkeeper.is_issuer and bookkeeper.is_witness and bookkeeper.empty
 
 
 async def endow(bookkeeper: Bookkeeper, node: NodeId) -> None:
-    """Give the creator of a federation its first credits. Does nothing in a ledger that has begun."""
-    if bookkeeper.is_issuer and bookkeeper.is_witness and bookkeeper.empty:
+    """Give the creator of a federation its first credits. Does nothing in a ledger that has begun. Raises `Refused`."""
+    if needs_endowment(bookkeeper):
         genesis = bookkeeper.genesis
-        await bookkeeper.grant(node, min(HOME_GRANT, genesis.supply_cap // len(genesis.issuers)))
+        first = min(HOME_GRANT, genesis.supply_cap // len(genesis.issuers))
+        await bookkeeper.grant(node, first, only_first=True)
 
 
 def open_bookkeeper(
@@ -250,6 +244,8 @@ def open_bookkeeper(
         federation,
         load_issuer(data_folder, federation),
         lambda: time.time_ns() // 1_000_000,
-        RemoteWitness(network, federation.genesis.witnesses, addresses),
+        NetworkPeers(network, addresses),
         settings,
+        Wallet(signer, accounts_path(data_folder)),
+        WitnessMemory(memory_path(data_folder, federation)),
     )

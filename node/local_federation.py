@@ -17,7 +17,9 @@ from pathlib import Path
 
 from node.commands.client import NodeClient
 from node.federation import create_federation, install_genesis
+from node.identity import load_or_create_identity
 
+IDLE = "realms: []\n"
 START_SECONDS = 120.0
 POLL_SECONDS = 0.1
 
@@ -110,28 +112,47 @@ class NodeProcess:
 
 
 @contextmanager
-def local_federation(root: Path, workers: Sequence[str], realms: str) -> Iterator[list[NodeProcess]]:
-    """A running federation: a gateway node without a model, which is witness and issuer, and `workers`, which serve
-    `realms` (YAML). The gateway comes first. Raises `NodeFailed`."""
-    gateway = _prepare(root, "gateway", "realms: []\n")
-    genesis = create_federation(gateway.folder, "local")
+def local_federation(
+    root: Path, workers: Sequence[str], realms: str, witnesses: int = 1
+) -> Iterator[list[NodeProcess]]:
+    """A running federation: a gateway node without a model, which is issuer and the first witness, and `workers`, which
+    serve `realms` (YAML) and are the next witnesses if there are to be several; nodes that do nothing else make up the
+    number. Gateway, workers, witnesses, in this order. Raises `NodeFailed` or `FederationError`."""
+    gateway = _prepare(root, "gateway", IDLE)
     serving = [_prepare(root, name, realms) for name in workers]
-    for worker in serving:
-        install_genesis(worker.folder, genesis)
-    nodes = [gateway, *serving]
+    idle = [_prepare(root, f"witness-{number}", IDLE) for number in range(2 + len(workers), witnesses + 1)]
+    others = [*serving, *idle]
+    ids = [load_or_create_identity(node.folder).node for node in others]
+    genesis = create_federation(gateway.folder, "local", ids[: witnesses - 1])
+    for node in others:
+        install_genesis(node.folder, genesis)
     try:
         gateway.start()
         gateway.wait_ready()
-        for worker in serving:
-            worker.bootstrap = gateway.client.call("status")["addresses"][0]
-            worker.start()
-        for worker in serving:
-            worker.wait_ready()
+        for node in others:
+            node.bootstrap = gateway.client.call("status")["addresses"][0]
+            node.start()
+        for node in others:
+            node.wait_ready()
         wait_offers(gateway, serving)
-        yield nodes
+        wait_credits(gateway)
+        yield [gateway, *others]
     finally:
-        for node in nodes:
+        for node in [gateway, *others]:
             node.stop()
+
+
+def wait_credits(gateway: NodeProcess) -> None:
+    """Return when the federation's creator has its first credits: a quorum of witnesses has agreed for the first time.
+
+    Raises `NodeFailed`.
+    """
+    until = time.monotonic() + START_SECONDS
+    while time.monotonic() < until:
+        if gateway.client.call("ledger.balance")["balance"]:
+            return
+        time.sleep(POLL_SECONDS)
+    raise NodeFailed(f"the witnesses did not agree on a first grant; the gateway's output:\n{gateway.tail()}")
 
 
 def wait_offers(gateway: NodeProcess, workers: Sequence[NodeProcess]) -> None:

@@ -5,7 +5,7 @@ Rule: the ledger decides, this list only says where to look. It hears of every w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from protocol.codec import decode_as
 from protocol.ids import ChannelId, NodeId
@@ -15,20 +15,20 @@ from protocol.messages import Pay, Voucher
 
 
 class OpenChannels:
-    """The open channels of one node, and when each was last used in this life (ms; 0: not yet)."""
+    """The open channels of one node's accounts, and when each was last used in this life (ms; 0: not yet)."""
 
-    def __init__(self, node: NodeId) -> None:
-        self._node = node
+    def __init__(self, accounts: Container[NodeId]) -> None:
+        self._accounts = accounts
         self._used_ms: dict[ChannelId, int] = {}
         self.states: dict[ChannelId, Channel] = {}
 
     def note(self, written: Mapping[bytes, bytes | None]) -> None:
         """Take in what was written to the ledger."""
         for key, value in written.items():
-            if key[:1] != b"c" or value is None:
+            if key[:1] != b"c":
                 continue
-            channel, state = ChannelId(key[1:]), Channel.decode(value)
-            if state.open and self._node in (state.payer, state.payee):
+            channel, state = ChannelId(key[1:]), None if value is None else Channel.decode(value)
+            if state is not None and state.open and (state.payer in self._accounts or state.payee in self._accounts):
                 self.states[channel] = state
             else:
                 self.states.pop(channel, None)

@@ -6,7 +6,7 @@ nothing else about them. Each runs on the trio side.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 from pydantic import ValidationError, validate_call
@@ -14,6 +14,9 @@ from pydantic import ValidationError, validate_call
 from protocol.errors import ProtocolError
 
 Json = dict[str, Any]
+
+
+Emit = Callable[[Json], Awaitable[None]]
 
 
 class OperationFailed(Exception):
@@ -26,8 +29,8 @@ class Operations(Protocol):
     async def call(self, name: str, arguments: Json) -> Json:
         """One answer."""
 
-    def stream(self, name: str, arguments: Json) -> AsyncIterator[Json]:
-        """Long work: progress objects, the last with `"done": true`. Only for names in `STREAMED`."""
+    async def stream(self, name: str, arguments: Json, emit: Emit) -> None:
+        """Long work: `emit` gets progress objects, the last with `"done": true`. Only for names in `STREAMED`."""
 
 
 OPERATIONS: dict[str, str] = {
@@ -39,8 +42,22 @@ OPERATIONS: dict[str, str] = {
     "ledger.balance": "{account?}: balance, held, earned, spent, in µcredits and as text",
     "ledger.history": "{limit?, before?}: newest first, each with id, kind, amount, counterparty, time",
     "ledger.show": "{id}: one order, channel or receipt (a unique prefix of at least 6 hex digits is enough)",
+    "ledger.why": "{account?, by?, limit?}: a balance as a sum, by counterparty or day, and whether it adds up",
     "ledger.verify": "{signatures?}: every link, sum and, if asked, signature",
+    "ledger.audit": "{signatures?}: invariants, supply, witnesses, and what looks odd in the whole federation",
+    "ledger.prove": "{subject?, state?}: a proof file of an account at the last checkpoint, or of an order",
     "ledger.settle": "{}: deliver vouchers, close idle channels that owe this node, fetch the newest certificates",
+    "ledger.accounts": "{}: the accounts that this node signs for, with balance, owner and recovery key",
+    "ledger.account.create": "{name, credits?}: a sub-account whose key is kept here, with credits moved to it",
+    "ledger.account.consent": "{account}: this owner's consent that another node's account becomes its sub-account",
+    "ledger.account.attach": "{owner, consent}: make this node's account a sub-account of another's",
+    "ledger.move": "{to, credits, source?}: credits from one account of an owner to another; all moves everything",
+    "ledger.recovery": "{key, account?}: name the key that may replace an account's key",
+    "ledger.recover": "{account, seed, name?}: take over an account by the secret of its recovery key",
+    "ledger.rotate": "{account}: sign for a sub-account with a new key from now on",
+    "ledger.epoch.status": "{}: the epoch in force, when it ends, and where each witness stands",
+    "ledger.epoch.propose": "{after_restore?}: end the epoch now (witnesses only)",
+    "ledger.epoch.accept": "{}: agree that the epoch may end before its time (witnesses only)",
     "federation.show": "{}: genesis, id, witnesses, issuers, whether this node is one of them",
     "federation.grant": "{to, credits}: issue credits (issuers only)",
     "stop": "{}: end the node as if by Ctrl-C",
@@ -48,10 +65,15 @@ OPERATIONS: dict[str, str] = {
 
 STREAMED: dict[str, str] = {
     "models.pull": "{model}: fetch, verify and convert; progress objects {step, done_bytes, total_bytes}",
+    "ledger.lines": "{account?}: every line of a balance's sum, some in each object's `lines`",
+    "ledger.verifying": "{signatures?}: like ledger.verify, with progress; `report` comes last",
+    "ledger.export": "{}: the ledger as a file, in pieces (`data`, base64)",
+    "ledger.import": "{file}: take in an exported ledger that lies on the node's machine",
 }
 
 
 Method = Callable[..., Awaitable[Json]]
+Streaming = Callable[..., Awaitable[None]]  # (emit, arguments by name)
 
 
 async def dispatch(methods: Mapping[str, Method], name: str, arguments: Json) -> Json:
@@ -63,6 +85,19 @@ async def dispatch(methods: Mapping[str, Method], name: str, arguments: Json) ->
         return await validate_call(method)(**arguments)
     except (ValidationError, TypeError) as error:
         raise OperationFailed(f"{name} takes {OPERATIONS[name].split(':')[0]}: {_first_line(error)}") from None
+    except ProtocolError as error:
+        raise OperationFailed(str(error)) from None
+
+
+async def dispatch_stream(streams: Mapping[str, Streaming], name: str, arguments: Json, emit: Emit) -> None:
+    """Run one streamed operation, its arguments checked by its own annotations. Raises `OperationFailed`."""
+    stream = streams.get(name)
+    if stream is None:
+        raise OperationFailed(f"{name!r} is no streamed operation; there are {', '.join(streams)}")
+    try:
+        await validate_call(stream)(emit, **arguments)
+    except (ValidationError, TypeError) as error:
+        raise OperationFailed(f"{name} takes {STREAMED[name].split(':')[0]}: {_first_line(error)}") from None
     except ProtocolError as error:
         raise OperationFailed(str(error)) from None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,17 +18,25 @@ from node.bookkeeper import Bookkeeper
 from node.bootstrap import BootstrapKeeper
 from node.config import NodeConfig
 from node.directory import Directory
+from node.ledger_actions import LedgerActions
 from node.ledger_operations import LedgerOperations
 from node.ledger_service import LedgerService
 from node.models import ModelError, ModelStore
 from node.network import Network
-from node.operations import OPERATIONS, STREAMED, Json, Method, OperationFailed, dispatch
+from node.operations import (
+    OPERATIONS,
+    STREAMED,
+    Emit,
+    Json,
+    Method,
+    OperationFailed,
+    Streaming,
+    dispatch,
+    dispatch_stream,
+)
 from node.services import Services
 from node.version import VERSION
-from protocol.ids import NodeId, parse_peer_id, peer_id
-from protocol.pricing import format_credits, parse_credits
-
-PROGRESS_BUFFER = 16
+from protocol.ids import NodeId, peer_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +69,11 @@ class NodeOperations:
             "models.list": self.models_list,
             "models.rm": self.models_rm,
             **self._ledger.methods,
-            "ledger.settle": self.ledger_settle,
-            "federation.grant": self.federation_grant,
+            **LedgerActions(parts.bookkeeper, parts.ledger).methods,
             "stop": self.stop,
         }
-        assert self._methods.keys() == OPERATIONS.keys()
+        self._streams: dict[str, Streaming] = {"models.pull": self.models_pull, **self._ledger.streams}
+        assert self._methods.keys() == OPERATIONS.keys() and self._streams.keys() == STREAMED.keys()
 
     async def call(self, name: str, arguments: Json) -> Json:
         """Run one operation. Raises `OperationFailed`."""
@@ -74,19 +82,17 @@ class NodeOperations:
         except ModelError as error:
             raise OperationFailed(str(error)) from None
 
-    async def stream(self, name: str, arguments: Json) -> AsyncIterator[Json]:
+    async def stream(self, name: str, arguments: Json, emit: Emit) -> None:
         """Run long work, handing on its progress. Raises `OperationFailed`."""
-        if name not in STREAMED:
-            raise OperationFailed(f"{name!r} is no streamed operation; there are {', '.join(STREAMED)}")
-        model = arguments.get("model")
-        if not isinstance(model, str):
-            raise OperationFailed("models.pull takes {model}: a name from `mtor models list`")
-        send, receive = trio.open_memory_channel[Json](PROGRESS_BUFFER)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._pull, model, send)
-            async with receive:
-                async for progress in receive:
-                    yield progress
+        await dispatch_stream(self._streams, name, arguments, emit)
+
+    async def models_pull(self, emit: Emit, model: str) -> None:
+        """Fetch, verify and convert a model."""
+        try:
+            await self._parts.models.pull(model, emit)
+        except ModelError as error:
+            raise OperationFailed(str(error)) from None
+        await emit({"step": "done", "model": model, "done": True})
 
     # --- the node ------------------------------------------------------------------------------------
 
@@ -101,7 +107,8 @@ class NodeOperations:
             "python": platform.python_version(),
             "uptime_seconds": round(time.monotonic() - self._began),
             "addresses": list(parts.network.addresses()),
-            "federation": {"id": parts.bookkeeper.federation.hex(), "name": parts.bookkeeper.genesis.name},
+            "federation": {"id": parts.bookkeeper.federation.hex(), "name": parts.bookkeeper.genesis.name}
+            | {"epoch": parts.bookkeeper.epochs.status().epoch, "witnesses": len(parts.bookkeeper.genesis.witnesses)},
             "balance": await self._ledger.ledger_balance(),
             "peers": len(peers),
             "bootstrap": asdict(parts.bootstrap.state()),
@@ -192,30 +199,3 @@ class NodeOperations:
             raise OperationFailed(f"{model} is being served; take it out of realms.yml and restart first")
         await trio.to_thread.run_sync(self._parts.models.remove, model)
         return {"removed": model}
-
-    async def _pull(self, model: str, send: trio.MemorySendChannel[Json]) -> None:
-        async with send:
-            try:
-                await self._parts.models.pull(model, send.send)
-                await send.send({"step": "done", "model": model, "done": True})
-            except ModelError as error:
-                await send.send({"error": {"message": str(error)}, "done": True})
-
-    # --- ledger and federation ----------------------------------------------------------------------
-
-    async def ledger_settle(self) -> Json:
-        """Bring workers what they may have missed, close channels that owe this node, fetch what is new."""
-        undelivered = await self._parts.ledger.deliver_vouchers()
-        closed = await self._parts.bookkeeper.close_idle(0)
-        await self._parts.bookkeeper.sync()
-        return {"closed": closed, "undelivered": undelivered}
-
-    async def federation_grant(self, to: str, credits: str) -> Json:
-        """Issue credits to a node."""
-        if not self._parts.bookkeeper.is_issuer:
-            raise OperationFailed(
-                "this node holds no issuer key; run the grant on the node that created the federation"
-            )
-        amount = parse_credits(credits)
-        entry = await self._parts.bookkeeper.grant(parse_peer_id(to), amount)
-        return {"to": to, "amount": amount, "amount_text": format_credits(amount), "id": entry}

@@ -204,17 +204,24 @@ class _Asking:
     async def _choose_lane(self, query: Query, stack: AsyncExitStack) -> ChannelId:
         """The channel to pay with; NO_HASH for one's own node and for the free lane."""
         model, requester = self._candidate.model, self._requester
-        if self._candidate.local:
+        if self._candidate.local and self._question.payer is None:
             return ChannelId(NO_HASH)
         if self._candidate.known.federation != requester.bookkeeper.federation:
+            if self._question.payer is not None:
+                raise Refused(ErrorCode.PAYMENT_REQUIRED, "the worker belongs to another federation")
             return _free_lane(model, "the worker belongs to another federation and serves strangers nothing")
         try:
             lease = requester.bookkeeper.lease(
-                self._candidate.node, model.price_in, model.price_out, self._candidate.known.quote, self._need(query)
+                self._candidate.node,
+                model.price_in,
+                model.price_out,
+                self._candidate.known.quote,
+                self._need(query),
+                self._question.payer,
             )
             self._lease = await stack.enter_async_context(lease)
         except Refused as error:
-            if error.code is not ErrorCode.INSUFFICIENT_FUNDS or not model.free:
+            if error.code is not ErrorCode.INSUFFICIENT_FUNDS or not model.free or self._question.payer is not None:
                 raise
             log.info("no cover, asking for the free lane: %s", error)
             return _free_lane(model, error.message)

@@ -6,13 +6,22 @@ until the store is opened anew. One process has a folder. Damage is reported, ne
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
 import plyvel
 
+from node.acknowledged import Acknowledged, sync_folder
+
 WRITE_BUFFER_BYTES = 4 * 1024 * 1024
+DAMAGED_FILE = "DAMAGED"
+
+_WRITES = b""  # the number of the last write, under the one key that no walk begins at
+_FIRST_KEY = b"\0"
 
 
 class StoreError(Exception):
@@ -76,29 +85,39 @@ class LevelSnapshot:
 
     def iterate(self, prefix: bytes = b"", start: bytes = b"", reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
         """See `Snapshot`."""
-        low = prefix if reverse else max(prefix, start)
+        low = max(prefix, _FIRST_KEY) if reverse else max(prefix, start, _FIRST_KEY)
         high = start if reverse and start else _after(prefix)
         try:
-            with self._reader.iterator(start=low or None, stop=high, reverse=reverse, verify_checksums=True) as pairs:
+            with self._reader.iterator(start=low, stop=high, reverse=reverse, verify_checksums=True) as pairs:
                 yield from pairs
         except plyvel.Error as error:
             raise StoreDamaged(f"the ledger on disk cannot be read: {error}") from None
 
 
 class LevelStore(LevelSnapshot):
-    """One folder. Any thread may read; one thread at a time writes."""
+    """One folder. Any thread may read; one thread at a time writes.
+
+    Beside LevelDB's files lie a note of what was acknowledged (`Acknowledged`) and, once the folder was found damaged,
+    `DAMAGED`, which says so at every later start; the folder as it was then is kept next to it.
+    """
 
     def __init__(self, folder: Path, write_buffer_bytes: int = WRITE_BUFFER_BYTES) -> None:
         """Open or create; LevelDB begins new files after about `write_buffer_bytes`.
 
         Raises `StoreLocked`, `StoreDamaged` or `StoreError`.
         """
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
         self._write_buffer_bytes = write_buffer_bytes
         self._failed = ""
-        self.damaged = ""
-        super().__init__(self._open())
+        self._acknowledged = Acknowledged(folder)
+        try:
+            if not (folder / "CURRENT").exists():
+                self._create()
+            self.damaged = _read_text(folder / DAMAGED_FILE)
+            super().__init__(self._open())
+            self._writes = self._begin()
+        except OSError as error:
+            raise StoreError(f"the ledger in {folder} cannot be opened: {error}") from None
 
     def snapshot(self) -> LevelSnapshot:
         """See `Store`."""
@@ -109,12 +128,7 @@ class LevelStore(LevelSnapshot):
         if self._failed:
             raise StoreFailed(self._failed)
         try:
-            with self._reader.write_batch(transaction=True, sync=sync) as pending:
-                for key, value in batch.items():
-                    if value is None:
-                        pending.delete(key)
-                    else:
-                        pending.put(key, value)
+            self._write(batch, sync)
         except (plyvel.Error, OSError) as error:
             # LevelDB may have left half a record behind; what it would append after that could be lost.
             self._failed = (
@@ -126,25 +140,91 @@ class LevelStore(LevelSnapshot):
     def close(self) -> None:
         """See `Store`."""
         self._reader.close()
+        self._acknowledged.close()
+
+    def _write(self, batch: Mapping[bytes, bytes | None], sync: bool) -> None:
+        self._writes += 1
+        with self._reader.write_batch(transaction=True, sync=sync) as pending:
+            pending.put(_WRITES, self._writes.to_bytes(8, "big"))
+            for key, value in batch.items():
+                if value is None:
+                    pending.delete(key)
+                else:
+                    pending.put(key, value)
+        if sync:
+            self._acknowledged.note(self._writes)
+
+    # --- opening ---
+
+    def _create(self) -> None:
+        """A new ledger, made elsewhere and moved here whole: a power loss leaves none or all of it."""
+        if self._folder.exists():
+            remains = sorted(path.name for path in self._folder.iterdir() if not _is_harmless(path.name))
+            if remains:
+                raise self._unopenable(f"CURRENT is missing, {remains[0]} is there")
+            shutil.rmtree(self._folder)
+        _make_folders(self._folder.parent)
+        made = self._folder.with_name(self._folder.name + ".new")
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir(mode=0o700)
+        self._database(made).close()
+        sync_folder(made)
+        made.rename(self._folder)
+        sync_folder(self._folder.parent)
 
     def _open(self) -> Any:
-        try:
-            return self._database(paranoid=True)
-        except plyvel.CorruptionError as error:
-            self.damaged = str(error)
-        try:
-            return self._database(paranoid=False)
-        except plyvel.CorruptionError as error:
-            raise StoreDamaged(
-                f"the ledger in {self._folder} is damaged and cannot be opened ({error}). Nothing was changed. "
-                "Move that folder away: the node then fetches the federation's log from its witness"
-            ) from None
+        problem = self._acknowledged.problem_before()
+        if not problem:
+            database, problem = self._attempt()
+            if problem and self._acknowledged.cut_torn_write():
+                database, problem = self._attempt()
+            if not problem:
+                return database
+        self._found_damaged(problem)
+        return self._salvaged()
 
-    def _database(self, *, paranoid: bool) -> Any:
+    def _attempt(self) -> tuple[Any, str]:
+        """The open database, or what LevelDB finds wrong with it."""
+        try:
+            return self._database(self._folder), ""
+        except plyvel.CorruptionError as error:
+            return None, _said(error)
+
+    def _salvaged(self) -> Any:
+        """What can be read is written anew by LevelDB, the rest dropped; then it is opened with all checks again."""
+        try:
+            self._database(self._folder, paranoid=False).close()
+            return self._database(self._folder)
+        except plyvel.CorruptionError as error:
+            raise self._unopenable(_said(error)) from None
+
+    def _begin(self) -> int:
+        """The number of the last write that is there."""
+        writes = int.from_bytes(self.get(_WRITES) or b"", "big")
+        problem = self._acknowledged.problem_after(writes)
+        if problem:
+            self._found_damaged(problem)
+        self._acknowledged.begin(writes)
+        return writes
+
+    def _found_damaged(self, problem: str) -> None:
+        """Keep the folder as it is, and say so from now on. LevelDB would remove what it could not read."""
+        if problem in self.damaged:
+            return
+        kept = _free_name(self._folder)
+        shutil.copytree(self._folder, kept)
+        self.damaged = "; ".join(filter(None, [self.damaged, f"{problem} (as it was: {kept.name})"]))
+        with (self._folder / DAMAGED_FILE).open("w") as file:
+            file.write(self.damaged)
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(self._folder)
+
+    def _database(self, folder: Path, *, paranoid: bool = True) -> Any:
         try:
             return plyvel.DB(
-                str(self._folder),
-                create_if_missing=True,
+                str(folder),
+                create_if_missing=folder != self._folder,
                 paranoid_checks=paranoid,
                 write_buffer_size=self._write_buffer_bytes,
             )
@@ -154,6 +234,41 @@ class LevelStore(LevelSnapshot):
                     f"another process has the ledger in {self._folder}; stop that node, or give this one another folder"
                 ) from None
             raise StoreError(f"the ledger in {self._folder} cannot be opened: {error}") from None
+
+    def _unopenable(self, problem: str) -> StoreDamaged:
+        return StoreDamaged(
+            f"the ledger in {self._folder} is damaged and cannot be opened ({problem}). Nothing was removed. "
+            "Move that folder away: the node then fetches the federation's log from its witness"
+        )
+
+
+def _said(error: plyvel.CorruptionError) -> str:
+    """LevelDB's words."""
+    words = error.args[0] if error.args else b""
+    return words.decode(errors="replace") if isinstance(words, bytes) else str(words)
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def _is_harmless(name: str) -> bool:
+    """A file that says nothing about a ledger."""
+    return name in ("LOCK", "LOG", "LOG.old")
+
+
+def _free_name(folder: Path) -> Path:
+    """A name beside `folder` for what it holds now."""
+    names = (folder.with_name(f"{folder.name}.damaged-{number}") for number in count(1))
+    return next(name for name in names if not name.exists())
+
+
+def _make_folders(folder: Path) -> None:
+    """A folder and those above it, durable."""
+    if not folder.exists():
+        _make_folders(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        sync_folder(folder.parent)
 
 
 def _after(prefix: bytes) -> bytes | None:

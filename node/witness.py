@@ -1,29 +1,33 @@
-"""The witness's side: votes, certificates, its log, refunds.
+"""The witness's side: votes, certificates, heads, refunds.
 
-Rule: a vote leaves this machine only after its lock is on the disk. Where one vote is a quorum the certificate is
-applied together with the lock, so an owner that lost its memory finds its order in the log instead of a lock it
-cannot see.
+Rule: a vote leaves this machine only after its lock is on the disk, and a certificate is acknowledged only after it is.
+Where one vote is a quorum the certificate is applied together with the lock, so an owner that lost its memory finds its
+order in the log instead of a lock it cannot see. A witness that meets a vote of its own that it does not remember was
+set back: it abstains until the epoch ends.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from node.journal import Journal
 from node.ledger_writer import LedgerWriter
 from node.store import Store
 from protocol import params
-from protocol.codec import encode
+from protocol.codec import body_hash, decode, encode
 from protocol.errors import ErrorCode, Refused
 from protocol.ids import ChannelId
-from protocol.ledger.certificates import Transition, apply, certify
+from protocol.ledger.certificates import Transition, apply, certify, open_certificate
+from protocol.ledger.epochs import role
+from protocol.ledger.evidence import Proof, conflicts, equivocation, open_proof
 from protocol.ledger.genesis import Federation
-from protocol.ledger.orders import CheckedOrder, check_order
-from protocol.ledger.state import Channel, Draft, Lock, View, lock_key
-from protocol.ledger.votes import decide
+from protocol.ledger.orders import AccountOrder, MissingPredecessor, Settlement, check_order, voted_object
+from protocol.ledger.state import ABSTAIN, Draft, Lock, Verify, View, lock_key, u64
+from protocol.ledger.votes import Moment, decide, lock_in_force
 from protocol.messages import (
-    Certificates,
-    FetchCertificates,
+    FetchHead,
+    Head,
     Refund,
     Rejected,
     RequestVote,
@@ -34,11 +38,13 @@ from protocol.messages import (
 )
 from protocol.signing import Signer
 
-MAX_ANSWER_BYTES = params.MAX_FRAME_BYTES // 2  # certificates in one answer; the rest is asked for again
+log = logging.getLogger("mtor.ledger")
+
+Found = Callable[[Proof], None]
 
 
 class Witness:
-    """Answers for the ledger in one store. A node that is no witness still serves its log."""
+    """Votes and acknowledges for the ledger in one store; applies certificates for every node."""
 
     def __init__(
         self,
@@ -48,79 +54,148 @@ class Witness:
         signer: Signer,
         journal: Journal,
         clock: Callable[[], int],
+        verify: Verify,
+        lacking: Callable[[], None],
+        found: Found,
     ) -> None:
+        """`lacking` is told when something is asked that builds on what is not here; `found` of a proof."""
         self._federation = federation
         self._store = store
         self._writer = writer
         self._signer = signer
         self._journal = journal
         self._clock = clock
+        self._verify = verify
+        self._lacking = lacking
+        self._found = found
         self._index = federation.witness_index(signer.node)
 
-    async def vote(self, request: RequestVote) -> Voted | Rejected:
-        """This witness's vote, synced before it is returned."""
+    async def vote(self, request: RequestVote) -> Voted:
+        """This witness's vote, synced before it is returned. Raises `Refused`."""
         try:
             return await self._writer.commit(lambda draft: self._vote(draft, request))
         except Refused as refusal:
-            return rejected(refusal)
+            self._note(refusal)
+            if refusal.code is ErrorCode.EQUIVOCATION:
+                await self._report(request)
+            raise
 
-    async def store(self, request: StoreCertificate) -> Stored | Rejected:
-        """Apply a certificate, synced before the answer."""
+    async def store(self, request: StoreCertificate) -> Stored:
+        """Apply a certificate, synced before the answer. Raises `Refused`."""
+        self._check_witness()
         try:
-            transition = await self._writer.commit(lambda draft: self.apply(draft, request.certificate))
+            stored = await self._writer.commit(lambda draft: self._acknowledge(draft, request.certificate))
         except Refused as refusal:
-            return rejected(refusal)
-        return Stored(transition.position)
+            self._note(refusal)
+            raise
+        if View(self._store).abstaining:  # what it was told is kept, and counts as nobody's word
+            raise Refused(
+                ErrorCode.ABSTAINING, "this witness's storage was set back; it acknowledges nothing in this epoch"
+            )
+        return stored
 
-    def fetch(self, request: FetchCertificates) -> Certificates:
-        """A part of the log, as much as fits."""
+    def head(self, request: FetchHead) -> Head:
+        """How an account stands here, and the order that this witness has voted for beyond that."""
         view = View(self._store)
-        total = view.log_length
-        chosen: list[bytes] = []
-        size = 0
-        for position in range(request.start, min(total, request.start + request.limit)):
-            certificate = view.logged(position)
-            if certificate is None or size + len(certificate) > MAX_ANSWER_BYTES:
-                break
-            chosen.append(certificate)
-            size += len(certificate)
-        return Certificates(request.start, total, tuple(chosen))
+        account = view.account(request.account)
+        lock = view.lock(request.account, account.next_sequence)
+        if lock is None or lock.epoch != view.epoch:
+            return Head(view.epoch, account.next_sequence, account.head, b"", b"")
+        return Head(view.epoch, account.next_sequence, account.head, lock.body, lock.signature)
 
     async def refund(self, channel: ChannelId) -> None:
-        """Return an expired hold to its payer. Raises `Refused`: CHANNEL_CLOSED, EQUIVOCATION if a close was first."""
+        """Return an expired hold to its payer, as the only witness. Raises `Refused`: CHANNEL_CLOSED, EQUIVOCATION if
+        a close was first."""
         body = encode(Refund(self._signer.node, channel, self._clock()))
         request = RequestVote(body, self._signer.sign(self._federation.id, body))
         await self._writer.commit(lambda draft: self._vote(draft, request))
 
     def expired(self) -> list[ChannelId]:
-        """Open channels whose time is over. Walks all channels: call it from a worker thread."""
-        now = self._clock()
-        channels = ((key, Channel.decode(value)) for key, value in self._store.snapshot().iterate(b"c"))
-        return [ChannelId(key[1:]) for key, channel in channels if channel.open and channel.expiry_ms <= now]
+        """Open channels whose time is over. Walks the open ones: call it from a worker thread."""
+        now, view = self._clock(), View(self._store.snapshot())
+        found = []
+        for key, _ in self._store.snapshot().iterate(b"o"):
+            channel = view.channel(key[1:])
+            if channel is not None and channel.open and channel.expiry_ms <= now:
+                found.append(ChannelId(key[1:]))
+        return found
 
     def apply(self, draft: Draft, certificate: bytes) -> Transition:
         """Apply a certificate to a draft, and write down what concerns this node's owner. Raises `Refused`."""
-        transition = apply(self._federation, View(draft), certificate)
-        if transition.insolvent and self._federation.single:
-            raise Refused(ErrorCode.INSUFFICIENT_FUNDS, "the certificate takes an account below its floor")
+        view = View(draft, self._verify)
+        if role(view) is not None and view.position(_order_id(certificate)) is None:
+            # What it signed that it has must stay what it has, until the decision.
+            raise MissingPredecessor(ErrorCode.EPOCH_CHANGING, "the federation changes epochs; try again soon")
+        transition = apply(self._federation, view, certificate)
         draft.update(transition.puts)
-        if not transition.repeated:
-            self._journal.record_order(draft, transition, self._clock())
+        if transition.checked is not None:
+            self._check_memory(draft, certificate)
+            self._journal.record_order(draft, transition.checked, self._clock())
         return transition
 
-    def _vote(self, draft: Draft, request: RequestVote) -> Voted:
-        if self._index is None:
-            raise Refused(ErrorCode.NOT_A_WITNESS, "genesis does not name this node as a witness")
+    def _acknowledge(self, draft: Draft, certificate: bytes) -> Stored:
+        return Stored(self.apply(draft, certificate).position, View(draft).epoch)
+
+    def _check_memory(self, draft: Draft, certificate: bytes) -> None:
         view = View(draft)
+        if not view.abstaining and self.forgot(view, certificate):
+            log.error("this witness's storage was set back: it abstains until epoch %d ends", view.epoch)
+            draft.update({ABSTAIN: u64(view.epoch)})
+
+    def forgot(self, view: View, certificate: bytes) -> bool:
+        """True if the certificate has a vote of this witness that it does not remember: its storage was set back."""
+        found = open_certificate(certificate)
+        if self._index is None or all(vote.witness != self._index for vote in found.votes):
+            return False
+        order = decode(found.body)
+        assert isinstance(order, AccountOrder | Settlement)
+        lock = lock_in_force(view, *voted_object(order), order)
+        return lock is None or lock.order != body_hash(found.body)
+
+    def _vote(self, draft: Draft, request: RequestVote) -> Voted:
+        self._check_witness()
+        assert self._index is not None
+        view = View(draft, self._verify)
         checked = check_order(self._federation, view, request.body, request.signature)
-        lock = decide(self._federation, view, checked, self._clock(), self._signer)
+        moment = Moment(self._clock(), role(view) is not None)
+        lock = decide(self._federation, view, checked, moment, self._signer)
         draft.update({lock_key(checked.object, checked.version): lock.encode()})
         if self._federation.quorum == 1:
-            self._apply_alone(draft, checked, self._index, lock)
+            self.apply(draft, certify(checked, [WitnessSignature(self._index, lock.vote)]))
         return Voted(self._index, lock.vote)
 
-    def _apply_alone(self, draft: Draft, checked: CheckedOrder, index: int, lock: Lock) -> None:
-        self.apply(draft, certify(checked, [WitnessSignature(index, lock.vote)]))
+    async def _report(self, request: RequestVote) -> None:
+        """An order against a lock of ours: two signatures of one owner, which is a proof."""
+        try:
+            proof = await self._writer.commit(lambda draft: self._prove(draft, request))
+        except Refused as refusal:
+            log.debug("no proof: %s", refusal)
+            return
+        if proof is not None:
+            self._found(proof)
+
+    def _prove(self, draft: Draft, request: RequestVote) -> Proof | None:
+        view = View(draft, self._verify)
+        checked = check_order(self._federation, view, request.body, request.signature)
+        lock: Lock | None = lock_in_force(view, checked.object, checked.version, checked.order)
+        if lock is None or not conflicts(lock, checked):
+            return None
+        proof = open_proof(self._federation, view, equivocation(lock, checked))
+        puts = proof.puts(view)
+        draft.update(puts)
+        return proof if puts else None
+
+    def _check_witness(self) -> None:
+        if self._index is None:
+            raise Refused(ErrorCode.NOT_A_WITNESS, "genesis does not name this node as a witness")
+
+    def _note(self, refusal: Refused) -> None:
+        if isinstance(refusal, MissingPredecessor) or refusal.code is ErrorCode.INSUFFICIENT_FUNDS:
+            self._lacking()
+
+
+def _order_id(certificate: bytes) -> bytes:
+    return body_hash(open_certificate(certificate).body)
 
 
 def rejected(refusal: Refused) -> Rejected:

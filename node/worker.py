@@ -216,7 +216,7 @@ class _Serving:
 
     async def _choose_lane(self, query: Query, service: ModelService, channel_use: AsyncExitStack) -> Lane:
         peer, worker = self._messages.peer, self._worker
-        if peer == worker.local:
+        if peer == worker.local and not is_paid(query):
             return OwnLane()
         if is_paid(query):
             await channel_use.enter_async_context(worker.bookkeeper.serving(query.channel))

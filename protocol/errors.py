@@ -71,6 +71,9 @@ class ErrorCode(IntEnum):
     SUPPLY_CAP = 43
     BAD_QUORUM = 44
     OVERFLOW = 45
+    NOT_RELATED = 46
+    EPOCH_CHANGING = 47
+    ABSTAINING = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,9 @@ CODES: dict[ErrorCode, CodeMeaning] = {
     ErrorCode.SUPPLY_CAP: CodeMeaning("requester", False, "the grant would pass the federation's supply cap"),
     ErrorCode.BAD_QUORUM: CodeMeaning("requester", False, "too few valid votes, or one witness twice"),
     ErrorCode.OVERFLOW: CodeMeaning("requester", False, "an amount would leave 0 … 2^53-1"),
+    ErrorCode.NOT_RELATED: CodeMeaning("requester", False, "credits move between accounts of one owner only"),
+    ErrorCode.EPOCH_CHANGING: CodeMeaning("nobody", True, "the federation changes epochs; open channels go on"),
+    ErrorCode.ABSTAINING: CodeMeaning("worker", True, "this witness was set back and does not vote in this epoch"),
 }
 
 

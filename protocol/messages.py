@@ -44,11 +44,15 @@ Realm = Annotated[RealmId, Length(2, params.MAX_NAME_BYTES)]
 Name = Annotated[str, Length(0, params.MAX_NAME_BYTES)]
 Reason = Annotated[str, Length(0, params.MAX_REASON_BYTES)]
 Record = Annotated[bytes, Length(1, params.MAX_RECORD_BYTES)]  # encoded bytes of a ledger record
+Proof = Annotated[bytes, Length(1, params.MAX_EVIDENCE_BYTES)]  # an encoded Equivocation or DoubleVote
 Thousandths = Annotated[int, Between(0, 1_000_000)]
 Code = Annotated[int, Between(1, 255)]
 Feature = Annotated[int, Between(0, 65_535)]
 Features = Annotated[tuple[Feature, ...], Length(0, params.MAX_FEATURES)]
 Tokens = Annotated[int, Between(0, params.MAX_OUTPUT_TOKENS * 16)]
+Flag = Annotated[int, Between(0, 1)]
+Witness = Annotated[int, Between(0, params.MAX_WITNESSES - 1)]  # index in genesis
+Balance = Annotated[int, Between(-params.MAX_INTEGER, params.MAX_INTEGER)]  # µcredits; issuers' are negative
 
 
 class Message:
@@ -143,10 +147,13 @@ class Vote(Message):
 
 @dataclass(frozen=True, slots=True)
 class WitnessSignature:
-    """A vote's signature and the index of its witness in genesis."""
+    """A signature of a witness over a vote or ballot, and its index in genesis."""
 
-    witness: Annotated[int, Between(0, params.MAX_WITNESSES - 1)]
+    witness: Witness
     signature: Signature
+
+
+WitnessSignatures = Annotated[tuple[WitnessSignature, ...], Length(0, params.MAX_WITNESSES)]
 
 
 @message(6)
@@ -181,6 +188,102 @@ class Refund(Message):
     witness: Key
     channel: Channel
     time_ms: Milliseconds
+
+
+@message(9)
+@dataclass(frozen=True, slots=True)
+class Attach(Message):
+    """An account's first order: it belongs to `owner` for ever."""
+
+    account: Key
+    sequence: Count  # 0
+    previous: Hash
+    owner: Key
+    consent: Signature  # the owner's, over Consent(account, owner)
+    epoch: Count
+
+
+@message(10)
+@dataclass(frozen=True, slots=True)
+class Move(Message):
+    """Credits between two accounts of one owner."""
+
+    account: Key
+    sequence: Count
+    previous: Hash
+    to: Key
+    amount: Amount
+    epoch: Count
+
+
+@message(11)
+@dataclass(frozen=True, slots=True)
+class Recovery(Message):
+    """Names the key that may rotate this account's key if that is lost or stolen."""
+
+    account: Key
+    sequence: Count
+    previous: Hash
+    key: Key
+    epoch: Count
+
+
+@message(12)
+@dataclass(frozen=True, slots=True)
+class Rotate(Message):
+    """The account's orders after this one are signed by `key`."""
+
+    account: Key
+    sequence: Count
+    previous: Hash
+    key: Key
+    consent: Signature  # of `key`, over Consent(account, key)
+    epoch: Count
+
+
+@message(13)
+@dataclass(frozen=True, slots=True)
+class Snapshot(Message):
+    """What a witness signs when it freezes: these and no other orders of the epoch lie in its log."""
+
+    epoch: Count
+    previous: Hash  # the checkpoint that opened the epoch; the federation's id for the first
+    count: Count
+    root: Hash  # Merkle root of the orders' ids, ascending
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One witness's snapshot in a checkpoint."""
+
+    witness: Witness
+    count: Count
+    root: Hash
+    signature: Signature  # the witness's, over the Snapshot
+
+
+@message(14)
+@dataclass(frozen=True, slots=True)
+class Checkpoint(Message):
+    """The end of an epoch: the union of 2f+1 snapshots, and the state that it makes. Opens the epoch `epoch`."""
+
+    epoch: Count
+    previous: Hash
+    time_ms: Milliseconds
+    count: Count  # orders in the union
+    orders: Hash  # Merkle root of their ids, ascending
+    state: Hash  # Merkle root of accounts and open channels after refunds
+    sources: Annotated[tuple[Source, ...], Length(1, params.MAX_WITNESSES)]
+
+
+@message(15)
+@dataclass(frozen=True, slots=True)
+class Decision(Message):
+    """A checkpoint and the ballots of a quorum that committed to it."""
+
+    body: Record
+    round: Count
+    commits: Annotated[tuple[WitnessSignature, ...], Length(1, params.MAX_WITNESSES)]
 
 
 # --- 16-23: offers (spec/03-offers.md) ----------------------------------------------------------------
@@ -224,7 +327,7 @@ class ModelOffer:
     price_out: Amount
     window: Annotated[int, Between(1, params.MAX_WINDOW)]
     tokens_per_second: Thousandths  # measured by its owner, thousandths; a claim
-    free: Annotated[int, Between(0, 1)]  # 1: strangers may ask within a quota
+    free: Flag  # 1: strangers may ask within a quota
 
 
 @message(17)
@@ -387,7 +490,7 @@ class RequestVote(Message):
 class Voted(Message):
     """Witness to owner: the vote, synced to disk before it left."""
 
-    witness: Annotated[int, Between(0, params.MAX_WITNESSES - 1)]
+    witness: Witness
     signature: Signature
 
 
@@ -405,6 +508,7 @@ class Stored(Message):
     """Witness: applied and synced; `position` is the certificate's place in this witness's log."""
 
     position: Count
+    epoch: Count  # in force at the witness: an order is final with a quorum of acknowledgements of one epoch
 
 
 @message(52)
@@ -447,3 +551,308 @@ class GenesisAnswer(Message):
     """The encoded genesis; the receiver compares its hash with the federation id that it expects."""
 
     genesis: Record
+
+
+@message(57)
+@dataclass(frozen=True, slots=True)
+class FetchHead(Message):
+    """Owner to witness: how does my account stand?"""
+
+    account: Key
+
+
+@message(58)
+@dataclass(frozen=True, slots=True)
+class Head(Message):
+    """The answer: the account's standing, and the order that this witness has voted for beyond it."""
+
+    epoch: Count
+    next_sequence: Count
+    head: Hash
+    body: Annotated[bytes, Length(0, params.MAX_RECORD_BYTES)]  # empty if there is none
+    signature: Annotated[bytes, Length(0, params.SIGNATURE_BYTES)]
+
+
+@message(59)
+@dataclass(frozen=True, slots=True)
+class FetchIds(Message):
+    """Anybody to anybody: ids of this node's log from `start` on."""
+
+    start: Count
+    limit: Annotated[int, Between(1, params.MAX_IDS)]
+
+
+@message(60)
+@dataclass(frozen=True, slots=True)
+class Ids(Message):
+    """The answer: consecutive ids, and how many there are in all."""
+
+    start: Count
+    total: Count
+    ids: Annotated[tuple[Hash, ...], Length(0, params.MAX_IDS)]
+
+
+@message(61)
+@dataclass(frozen=True, slots=True)
+class FetchRecords(Message):
+    """Anybody to anybody: the certificates and decisions with these ids."""
+
+    ids: Annotated[tuple[Hash, ...], Length(1, params.MAX_CERTIFICATES)]
+
+
+@message(62)
+@dataclass(frozen=True, slots=True)
+class Records(Message):
+    """The answer: those that are known, as many as fit, in the order asked."""
+
+    records: Annotated[tuple[Record, ...], Length(0, params.MAX_CERTIFICATES)]
+
+
+@message(63)
+@dataclass(frozen=True, slots=True)
+class FetchEpoch(Message):
+    """Anybody to anybody: the ids of a closed epoch's union, ascending; answered by Ids."""
+
+    epoch: Count
+    start: Count
+    limit: Annotated[int, Between(1, params.MAX_IDS)]
+
+
+@dataclass(frozen=True, slots=True)
+class KeySince:
+    """A key that signs an account's orders, or may rotate it, from a number on."""
+
+    sequence: Count
+    key: Key
+
+
+# --- 64-95: more of the ledger (spec/05-ledger.md) ----------------------------------------------------
+
+
+@message(64)
+@dataclass(frozen=True, slots=True)
+class Consent(Message):
+    """What the key `key` signs to own `account`, or to become its key."""
+
+    account: Key
+    key: Key
+
+
+@message(65)
+@dataclass(frozen=True, slots=True)
+class Equivocation(Message):
+    """Proof: one owner signed two orders for one (object, version) of one epoch."""
+
+    first: Record
+    first_signature: Signature
+    second: Record
+    second_signature: Signature
+
+
+@message(66)
+@dataclass(frozen=True, slots=True)
+class DoubleVote(Message):
+    """Proof: one witness voted for two orders for one (object, version) of one epoch."""
+
+    witness: Witness
+    first: Record
+    first_vote: Signature
+    second: Record
+    second_vote: Signature
+
+
+@message(67)
+@dataclass(frozen=True, slots=True)
+class Promise(Message):
+    """What a witness signs to join a round: it ballots in no earlier one any more."""
+
+    epoch: Count
+    round: Count
+    prepared: Count  # 0: in no round so far; else that round + 1, the highest
+    checkpoint: Hash  # what it prepared there; NO_HASH if nothing
+
+
+@message(68)
+@dataclass(frozen=True, slots=True)
+class Ballot(Message):
+    """What a witness signs for a checkpoint in a round."""
+
+    phase: Annotated[int, Between(1, 2)]  # 1 prepare, 2 commit
+    epoch: Count  # that ends
+    round: Count
+    checkpoint: Hash
+
+
+@message(69)
+@dataclass(frozen=True, slots=True)
+class AccountState(Message):
+    """A leaf of the state: one account."""
+
+    account: Key
+    balance: Balance
+    next_sequence: Count
+    head: Hash
+    owner: Hash  # NO_HASH: it belongs to nobody else
+    sub_accounts: Count
+    keys: Annotated[tuple[KeySince, ...], Length(0, params.MAX_ROTATIONS)]
+    recoveries: Annotated[tuple[KeySince, ...], Length(0, params.MAX_ROTATIONS)]
+
+
+@message(70)
+@dataclass(frozen=True, slots=True)
+class ChannelState(Message):
+    """A leaf of the state: one open channel."""
+
+    channel: Channel
+    payer: Key
+    payee: Key
+    amount: Amount
+    price_in: Amount
+    price_out: Amount
+    expiry_ms: Milliseconds
+
+
+@message(71)
+@dataclass(frozen=True, slots=True)
+class Join(Message):
+    """Coordinator to witness: end this epoch, in this round."""
+
+    epoch: Count
+    round: Count
+
+
+@message(72)
+@dataclass(frozen=True, slots=True)
+class Joined(Message):
+    """The answer: the witness is frozen; its snapshot, its promise, and what it prepared before."""
+
+    witness: Witness
+    count: Count
+    root: Hash
+    snapshot_signature: Signature
+    promise_signature: Signature
+    prepared: Count
+    checkpoint: Annotated[bytes, Length(0, params.MAX_RECORD_BYTES)]  # the one that it prepared; empty if none
+    ballots: WitnessSignatures  # that prepared it
+
+
+@dataclass(frozen=True, slots=True)
+class Promised:
+    """One witness's promise in a proposal."""
+
+    witness: Witness
+    prepared: Count
+    checkpoint: Hash
+    signature: Signature
+
+
+@message(73)
+@dataclass(frozen=True, slots=True)
+class Propose(Message):
+    """Coordinator to witness: this checkpoint, because of these promises."""
+
+    round: Count
+    checkpoint: Record
+    promises: Annotated[tuple[Promised, ...], Length(1, params.MAX_WITNESSES)]
+    ballots: WitnessSignatures  # that prepared it in the highest round promised; empty for a new one
+
+
+@message(74)
+@dataclass(frozen=True, slots=True)
+class Commit(Message):
+    """Coordinator to witness: a quorum prepared it."""
+
+    round: Count
+    checkpoint: Record
+    ballots: WitnessSignatures
+
+
+@message(75)
+@dataclass(frozen=True, slots=True)
+class Balloted(Message):
+    """The answer to Propose and Commit: the signature over the Ballot."""
+
+    witness: Witness
+    signature: Signature
+
+
+@message(76)
+@dataclass(frozen=True, slots=True)
+class FetchSnapshot(Message):
+    """Witness to coordinator: the ids behind a source of its proposal; answered by Ids."""
+
+    witness: Witness
+    start: Count
+    limit: Annotated[int, Between(1, params.MAX_IDS)]
+
+
+@message(77)
+@dataclass(frozen=True, slots=True)
+class FetchState(Message):
+    """Anybody to anybody: leaves of the state at the beginning of the epoch in force, in their order."""
+
+    start: Count
+    limit: Annotated[int, Between(1, params.MAX_CERTIFICATES)]
+
+
+@message(78)
+@dataclass(frozen=True, slots=True)
+class StateLeaves(Message):
+    """The answer: consecutive leaves, how many there are in all, and the decision whose root they make."""
+
+    decision: Annotated[bytes, Length(0, params.MAX_RECORD_BYTES)]  # empty in the first epoch
+    position: Count  # of the decision in this node's log
+    start: Count
+    total: Count
+    leaves: Annotated[tuple[Record, ...], Length(0, params.MAX_CERTIFICATES)]
+
+
+@message(79)
+@dataclass(frozen=True, slots=True)
+class FetchEvidence(Message):
+    """Anybody to anybody: proofs of misbehaviour in the epoch in force."""
+
+    start: Count
+    limit: Annotated[int, Between(1, params.MAX_EVIDENCE)]
+
+
+@message(80)
+@dataclass(frozen=True, slots=True)
+class Evidence(Message):
+    """The answer, and what is gossiped: encoded Equivocation and DoubleVote records."""
+
+    total: Count
+    records: Annotated[
+        tuple[Annotated[bytes, Length(1, params.MAX_EVIDENCE_BYTES)], ...], Length(0, params.MAX_EVIDENCE)
+    ]
+
+
+@message(81)
+@dataclass(frozen=True, slots=True)
+class LedgerProof(Message):
+    """A file that shows somebody without a node what a federation's ledger holds. It is never sent by nodes."""
+
+    genesis: Record
+    decision: Annotated[bytes, Length(0, params.MAX_RECORD_BYTES)]  # empty: an order that no checkpoint holds yet
+    leaf: Record  # an AccountState or ChannelState, else the Certificate of an order
+    hold: Annotated[bytes, Length(0, params.MAX_RECORD_BYTES)]  # body of the Hold that a Close or Refund ends
+    index: Count  # of the leaf, or of the order's id, below the checkpoint's root
+    count: Count
+    neighbours: Annotated[tuple[Hash, ...], Length(0, params.MAX_PATH)]  # from the leaf up to the root
+
+
+@message(82)
+@dataclass(frozen=True, slots=True)
+class FetchStanding(Message):
+    """Anybody to witness: would you join in ending the epoch? Binds nobody."""
+
+
+@message(83)
+@dataclass(frozen=True, slots=True)
+class Standing(Message):
+    """The answer: where the witness stands."""
+
+    epoch: Count
+    willing: Flag  # it would join now: the epoch is due, its operator agreed, or it is frozen
+    frozen: Flag
+    abstaining: Flag

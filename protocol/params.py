@@ -23,6 +23,7 @@ PRICE_UNITS: Final = 1_000  # prices are µcredits for this many tokens
 QUERY_PROTOCOL: Final = "/mtor/query/1"
 LEDGER_PROTOCOL: Final = "/mtor/ledger/1"
 OFFERS_TOPIC: Final = "/mtor/offers/1"
+EVIDENCE_TOPIC: Final = "/mtor/evidence/1"
 DHT_NAMESPACE: Final = "mtor"  # record keys are /mtor/<peer id>
 SIGNING_DOMAIN: Final = b"mtor/1\0"
 
@@ -51,6 +52,14 @@ MAX_OUTPUT_TOKENS: Final = 1_000_000
 MAX_WITNESSES: Final = 31
 MAX_ISSUERS: Final = 8
 MAX_CERTIFICATES: Final = 256  # certificates in one answer to a range request
+MAX_REQUEST_BYTES: Final = 16 * KIB  # to a ledger; the largest is a checkpoint with 31 promises and as many ballots
+MAX_ROUND_JUMP: Final = 1_024  # rounds that a witness leaves out at once: nobody can use them all up
+MAX_IDS: Final = 8_192  # ids in one answer: 272 KiB
+MAX_SUB_ACCOUNTS: Final = 64  # that a witness lets one owner attach: they cost nothing
+MAX_ROTATIONS: Final = 32  # keys that one account can have had, and recovery keys: its leaf stays one record
+MAX_PATH: Final = 53  # hashes in a Merkle path: a list has at most 2^53-1 leaves
+MAX_EVIDENCE: Final = 64  # proofs in one answer
+MAX_EVIDENCE_BYTES: Final = 2 * KIB  # two orders with their signatures
 
 # --- offers -----------------------------------------------------------------------------------------
 OFFER_LIFETIME: Final = 60 * SECONDS  # a peer that vanished leaves its ghost for no longer
@@ -75,4 +84,8 @@ HOLD_LIFETIME: Final = 1 * HOURS
 MAX_HOLD_LIFETIME: Final = 30 * DAYS
 SETTLE_MARGIN: Final = 5 * MINUTES  # a worker closes a channel this long before its hold expires
 EPOCH_LENGTH: Final = 7 * DAYS
+REFUND_DELAY: Final = (
+    1 * HOURS
+)  # a checkpoint refunds holds expired for this long: a freeze must not cost a worker its pay
+CHECKPOINT_LAG: Final = 10 * MINUTES  # that a new checkpoint's time may lie back: else the next epoch is due at once
 DEFAULT_SUPPLY_CAP: Final = 9_000_000_000 * MICRO

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 from node.commands.client import Json, NodeClient, NoNode
 from node.paths import data_folder
@@ -17,3 +18,18 @@ def call(options: argparse.Namespace, name: str, arguments: Json | None = None) 
         from node.commands.offline import call_offline
 
         return call_offline(data, name, arguments or {})
+
+
+def stream(options: argparse.Namespace, name: str, arguments: Json, take: Callable[[Json], None]) -> None:
+    """A streamed operation, by the running node if there is one; `take` gets each progress object.
+
+    Raises `NoNode` or `NodeRefused`.
+    """
+    data = data_folder(options.data)
+    try:
+        for progress in NodeClient(data).stream(name, arguments):
+            take(progress)
+    except NoNode:
+        from node.commands.offline import stream_offline
+
+        stream_offline(data, name, arguments, take)

@@ -3,33 +3,92 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from node.commands.asking_node import call
 from node.commands.client import NodeClient, NoNode
 from node.commands.offline import read_ledger
 from node.commands.screen import print_facts, print_json, printable
-from node.federation import FederationError, create_federation, genesis_path, install_genesis, load_genesis
+from node.federation import (
+    FederationError,
+    create_federation,
+    genesis_path,
+    install_genesis,
+    load_genesis,
+    prepare_witness,
+)
 from node.identity import load_or_create_identity
-from node.paths import data_folder, exclusive
-from protocol.ids import FederationId, peer_id
+from node.paths import config_file, data_folder, exclusive
+from protocol.errors import ProtocolError
+from protocol.ids import FederationId, NodeId, parse_peer_id, peer_id
 from protocol.ledger.genesis import Federation, open_genesis
 
 FETCH_SECONDS = 15.0
+WITNESS_FOLDERS = "witnesses"  # in the creator's data folder: one data folder for each further witness made here
 HOME_ACCOUNTS = 2  # the founder and its issuer: nobody else has been here
+
+_TCP_PORT = re.compile(r"/tcp/(\d+)")
 
 
 def create(options: argparse.Namespace) -> int:
     """Found a federation."""
     data = data_folder(options.data)
+    others = [_witness(text) for text in options.witness]
+    missing = max(0, (options.witnesses or 1 + len(others)) - 1 - len(others))
+    if options.witnesses and options.witnesses < 1 + len(others):
+        raise FederationError(
+            f"--witnesses {options.witnesses}, but with this node there are {1 + len(others)}: leave one of both out"
+        )
     with exclusive(data):
         node = load_or_create_identity(data).node
         _check_leaving(data, load_genesis(data), options.force)
-        federation = create_federation(data, options.name)
+        folders = [data / WITNESS_FOLDERS / str(number) for number in range(2, 2 + missing)]
+        made = [load_or_create_identity(folder).node for folder in folders]
+        federation = create_federation(data, options.name, [*others, *made])
+        port = _listening_port(data, options.config)
+        for number, folder in enumerate(folders, 1):
+            prepare_witness(folder, federation, port + 10 + number, f"/ip4/127.0.0.1/tcp/{port}/p2p/{peer_id(node)}")
     print(f"federation {printable(options.name)} {federation.id.hex()}")
-    print(f"this node ({peer_id(node)}) is its witness and holds its issuer key: {data / 'federation' / 'issuer.key'}")
+    roles = "its witness" if federation.single else f"one of its {1 + len(others) + missing} witnesses"
+    print(f"this node ({peer_id(node)}) is {roles} and holds its issuer key: {data / 'federation' / 'issuer.key'}")
+    if not federation.single:
+        _explain_witnesses(federation, folders)
     print("give others the file from `mtor federation show --export FILE`; they join with `mtor federation join FILE`")
     return 0
+
+
+def _witness(text: str) -> NodeId:
+    try:
+        return parse_peer_id(text)
+    except ProtocolError as error:
+        raise FederationError(f"--witness {text}: {error}; the other node's owner finds it with `mtor id`") from None
+
+
+def _listening_port(data: Path, config: Path | None) -> int:
+    """The TCP port that this node will listen on; the default's if it takes any free one."""
+    from node.config import NodeSection
+    from node.config_file import load_config
+
+    listen = load_config(config_file(data, config), must_exist=config is not None).node.listen
+    ports = [int(found[1]) for address in (*listen, *NodeSection().listen) if (found := _TCP_PORT.search(address))]
+    return next(port for port in ports if port)
+
+
+def _explain_witnesses(federation: Federation, folders: Sequence[Path]) -> None:
+    faults = federation.genesis.faults
+    may = "one of them is" if faults == 1 else f"{faults} of them are"
+    print(f"it goes on while {may} down, slow or lying; {federation.quorum} have to agree")
+    for folder in folders:
+        print(f"  start another witness: mtor up --data {folder}")
+    if folders:
+        print(
+            "on one machine they stand a crash of each other; to stand the loss of a machine, move each folder to one "
+            "of its own, and name this node's address in its bootstrap_peers.txt"
+        )
+    else:
+        print("the other witnesses join with the genesis file, and have to run before credits can move")
 
 
 def show(options: argparse.Namespace) -> int:
@@ -46,6 +105,7 @@ def show(options: argparse.Namespace) -> int:
             "name": printable(facts["name"]),
             "id": facts["id"],
             "witnesses": "\n".join(facts["witnesses"]),
+            "agreement": f"{2 * facts['faults'] + 1} of {len(facts['witnesses'])}; {facts['faults']} may fail or lie",
             "this node": _roles(facts["witness"], facts["issuer"]),
             "supply cap": facts["supply_cap_text"],
         }

@@ -60,10 +60,11 @@ def status(options: argparse.Namespace) -> int:
             "name": facts["name"] or "-",
             "version": facts["version"],
             "up for": f"{facts['uptime_seconds']} s",
-            "federation": f"{printable(facts['federation']['name'])} ({facts['federation']['id'][:16]}…)",
+            "federation": f"{printable(facts['federation']['name'])} ({facts['federation']['id'][:16]}…), "
+            f"epoch {facts['federation']['epoch']}",
             "balance": facts["balance"]["balance_text"],
             "peers": facts["peers"],
-            "addresses": "\n            ".join(facts["addresses"]),
+            "addresses": "\n".join(facts["addresses"]),
         }
     )
     rows = [_serving_row(serving) for serving in facts["serving"]]

@@ -46,10 +46,11 @@ def _print_rich_table(headings: Sequence[str], cells: Sequence[Sequence[str]]) -
 
 
 def print_facts(facts: dict[str, Any]) -> None:
-    """Names and values, one a line."""
+    """Names and values, one a line; a value's further lines stand below its first."""
     width = max((len(name) for name in facts), default=0)
     for name, value in facts.items():
-        print(f"{strong(name.ljust(width))}  {value}")
+        text = str(value).replace("\n", "\n" + " " * (width + 2))
+        print(f"{strong(name.ljust(width))}  {text}")
 
 
 def strong(text: str) -> str:
@@ -94,15 +95,23 @@ def _bars() -> Iterator[Show]:
         tasks: dict[str, TaskID] = {}
 
         def show(progress: dict[str, Any]) -> None:
-            line, total, done = _said(progress), progress["total_bytes"], progress["done_bytes"]
+            line, (done, total, size) = _said(progress), _far(progress)
             if line not in tasks:
                 for task in tasks.values():  # a new step: those before it are done
                     bars.update(task, total=1, completed=1)
                 tasks[line] = bars.add_task(line, total=None, size="")
-            size = f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if total else ""
             bars.update(tasks[line], total=total or None, completed=done, size=size)
 
         yield show
+
+
+def _far(progress: dict[str, Any]) -> tuple[int, int, str]:
+    """How much is done, of how much, and that in words: bytes, or things that are counted."""
+    if "total_count" in progress:
+        done, total = progress["done_count"], progress["total_count"]
+        return done, total, f"{done:,} of {total:,}"
+    done, total = progress["done_bytes"], progress["total_bytes"]
+    return done, total, f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if total else ""
 
 
 def _said(progress: dict[str, Any]) -> str:

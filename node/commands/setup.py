@@ -72,7 +72,7 @@ def demo(options: argparse.Namespace) -> int:
     """Three nodes, two questions, one killed worker, one ledger."""
     from node.demo import main
 
-    return main(options.json, options.keep, options.data)
+    return main(options.json, options.keep, options.data, options.witnesses)
 
 
 def show_version(options: argparse.Namespace) -> int:

@@ -49,8 +49,7 @@ class AdminRoutes:
         """Progress as lines of JSON; a failure after the first line is a line, too."""
 
         async def job(emit: Any) -> None:
-            async for progress in self._operations.stream(name, arguments):
-                await emit(progress)
+            await self._operations.stream(name, arguments, emit)
 
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)

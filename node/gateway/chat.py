@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from functools import partial
 
 from aiohttp import web
@@ -21,9 +22,11 @@ from node.gateway.metrics import Metrics
 from node.gateway.openai import DONE_EVENT, Asked, Shapes, event, facts, read_chat_request
 from node.gateway.ports import Answers
 from protocol.errors import ErrorCode
-from protocol.ids import peer_id
+from protocol.ids import NodeId, peer_id
 
 log = logging.getLogger("mtor.gateway")
+
+Payer = Callable[[web.Request], NodeId | None]
 
 KEEP_ALIVE_SECONDS = 10.0  # a comment line while there is no text, so that proxies do not hang up
 
@@ -31,7 +34,9 @@ KEEP_ALIVE_SECONDS = 10.0  # a comment line while there is no text, so that prox
 class ChatRoutes:
     """Handlers of the chat route."""
 
-    def __init__(self, bridge: Bridge, answers: Answers, metrics: Metrics, max_concurrent: int) -> None:
+    def __init__(self, bridge: Bridge, answers: Answers, metrics: Metrics, max_concurrent: int, payer: Payer) -> None:
+        """`payer` says which sub-account pays for a client's queries, if one does."""
+        self._payer = payer
         self._bridge = bridge
         self._answers = answers
         self._metrics = metrics
@@ -45,6 +50,7 @@ class ChatRoutes:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """One query."""
         asked = read_chat_request(await request.read())
+        asked = replace(asked, question=replace(asked.question, payer=self._payer(request)))
         if self._running >= self._max_concurrent:
             message = f"{self._running} queries are being answered, which is gateway.max_concurrent; try again soon"
             raise ApiError(503, message, type="overloaded_error", code="overloaded", retry_ms=1_000)

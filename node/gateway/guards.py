@@ -15,6 +15,7 @@ from aiohttp import web
 from node.config import GatewaySection
 from node.gateway.failures import ApiError
 from node.gateway.keys import ApiKeys
+from protocol.ids import NodeId, parse_peer_id
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 
@@ -44,6 +45,12 @@ class Guards:
             self._check_admin(request)
         elif request.path.startswith("/v1/") and not self._open:
             self._check_key(request)
+
+    def payer(self, request: web.Request) -> NodeId | None:
+        """The sub-account that pays for this client's queries; None: this node's own. A key that is not known here
+        says nothing where none is wanted: most clients cannot send none."""
+        known = self._keys.find(bearer(request))
+        return parse_peer_id(known.account) if known is not None and known.account else None
 
     def _check_host(self, request: web.Request) -> None:
         """A bare name of another site in Host is a rebinding; addresses are what somebody typed."""

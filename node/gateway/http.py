@@ -27,10 +27,11 @@ from node.gateway.bridge import Bridge, NodeStopping
 from node.gateway.chat import ChatRoutes
 from node.gateway.failures import ApiError
 from node.gateway.guards import Guards, is_loopback
-from node.gateway.keys import ApiKeys, write_private
+from node.gateway.keys import ApiKeys
 from node.gateway.metrics import Metrics
 from node.gateway.ports import Answers, GatewayFacts, ModelFacts
 from node.operations import Operations
+from node.private_files import write_private
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
@@ -73,7 +74,7 @@ class Gateway:
         self._started_at = int(time.time())
         self._keys = ApiKeys(data)
         self._guards = Guards(config, self._keys, _admin_token(data))
-        self._chat = ChatRoutes(self._bridge, answers, self._metrics, config.max_concurrent)
+        self._chat = ChatRoutes(self._bridge, answers, self._metrics, config.max_concurrent, self._guards.payer)
         self._admin = AdminRoutes(self._bridge, operations)
 
     async def run(self, task_status: TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:

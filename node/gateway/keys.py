@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import secrets
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from node.private_files import write_private
 
 KEYS_FILE = "api_keys"
 PREFIX = "mtor-"
@@ -31,6 +32,7 @@ class ApiKey:
     name: str
     sha256: str
     created: int  # Unix seconds
+    account: str = ""  # the sub-account (a peer id) that pays for its queries; "": this node's own
 
 
 class ApiKeys:
@@ -48,11 +50,11 @@ class ApiKeys:
         except (ValueError, TypeError) as error:
             raise KeysError(f"{self._path} is damaged ({error}); remove it and create new keys") from None
 
-    def create(self, name: str) -> str:
-        """A new key, to be shown once."""
+    def create(self, name: str, account: str = "") -> str:
+        """A new key, to be shown once; `account` pays for its queries."""
         key = PREFIX + secrets.token_urlsafe(32)
         digest = _digest(key)
-        self._write([*self.all(), ApiKey(digest[:12], name, digest, int(time.time()))])
+        self._write([*self.all(), ApiKey(digest[:12], name, digest, int(time.time()), account)])
         return key
 
     def revoke(self, key_id: str) -> ApiKey:
@@ -66,25 +68,16 @@ class ApiKeys:
 
     def accepts(self, key: str) -> bool:
         """True if `key` is one of them."""
+        return self.find(key) is not None
+
+    def find(self, key: str) -> ApiKey | None:
+        """The key that `key` is; None if it is none of them."""
         digest = _digest(key)
-        matches = [hmac.compare_digest(digest, known.sha256) for known in self.all()]  # all, so that time tells nothing
-        return any(matches)
+        matches = [known for known in self.all() if hmac.compare_digest(digest, known.sha256)]  # not only to the first
+        return matches[0] if matches else None
 
     def _write(self, keys: list[ApiKey]) -> None:
         write_private(self._path, json.dumps([asdict(key) for key in keys], indent=1))
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replace a file by one that only its owner can read, from its first byte on."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.unlink(missing_ok=True)
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
 
 
 def _digest(key: str) -> str:

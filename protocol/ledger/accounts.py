@@ -1,7 +1,7 @@
 """Balances.
 
-Rule: an order takes from its owner exactly what it gives or locks. Nobody falls below 0; an issuer may fall to
-minus its share of the supply cap, by grants alone.
+Rule: an order takes from its owner exactly what it gives or locks, and only if that is there. Nobody falls below 0; an
+issuer may fall to minus its share of the supply cap, by grants alone.
 """
 
 from __future__ import annotations
@@ -10,25 +10,30 @@ from dataclasses import replace
 
 from protocol.errors import ErrorCode, Refused
 from protocol.ledger.genesis import Federation
+from protocol.ledger.orders import AccountOrder, owner_of
 from protocol.ledger.state import Account
-from protocol.messages import Grant, Hold
+from protocol.messages import Grant, Hold, Move
 from protocol.params import MAX_INTEGER
 from protocol.pricing import format_credits
 
 
-def after_debit(federation: Federation, account: Account, order: Grant | Hold) -> Account:
-    """The account after it gave or locked the amount. Raises `Refused` (INSUFFICIENT_FUNDS, SUPPLY_CAP)."""
-    balance = account.balance - order.amount
-    if isinstance(order, Grant) and balance < federation.floor(order.issuer):
+def debit(order: AccountOrder) -> int:
+    """What an order takes from its owner, µcredits."""
+    return order.amount if isinstance(order, Grant | Hold | Move) else 0
+
+
+def check_solvent(federation: Federation, account: Account, order: AccountOrder) -> None:
+    """The account can give what the order takes. Raises `Refused` (INSUFFICIENT_FUNDS, SUPPLY_CAP)."""
+    if account.balance - debit(order) >= federation.floor(owner_of(order)):
+        return
+    if isinstance(order, Grant):
         raise Refused(
             ErrorCode.SUPPLY_CAP, f"the grant passes the cap of {format_credits(federation.genesis.supply_cap)}"
         )
-    if isinstance(order, Hold) and balance < 0:
-        raise Refused(
-            ErrorCode.INSUFFICIENT_FUNDS,
-            f"the hold locks {format_credits(order.amount)}, the balance is {format_credits(account.balance)}",
-        )
-    return replace(account, balance=balance)
+    raise Refused(
+        ErrorCode.INSUFFICIENT_FUNDS,
+        f"the order takes {format_credits(debit(order))}, the balance is {format_credits(account.balance)}",
+    )
 
 
 def credited(account: Account, amount: int) -> Account:

@@ -1,8 +1,9 @@
 """Is a stored ledger true?
 
-Rule: replay the whole log from nothing and compare. What is stored must be what the certificates make, no more and no
-less; balances and open holds add up to 0; with one witness no account was ever below its floor. Signatures are
-checked only if asked, because they cost a thousand times more than the rest.
+Rule: make the state anew and compare. What is stored must be what the certificates make, no more and no less: epochs
+that have ended by their checkpoints, the one in force order by order; balances and open holds add up to 0, and nobody
+is below the floor. Signatures are checked only if asked, because they cost a thousand times more than the rest. A check
+from the last checkpoint on is as strict about the state, and believes the copy that the checkpoint's root names.
 """
 
 from __future__ import annotations
@@ -11,22 +12,38 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from protocol.errors import Refused
-from protocol.ids import FederationId, NodeId
-from protocol.ledger.certificates import apply
+from protocol.codec import body_hash
+from protocol.errors import ProtocolError, Refused
+from protocol.ids import NodeId
+from protocol.ledger.certificates import apply, trusting
+from protocol.ledger.checkpoints import (
+    check_signatures,
+    epoch_range,
+    merged,
+    orders_between,
+    refund_expired,
+    state_root,
+)
+from protocol.ledger.epochs import open_decision
 from protocol.ledger.genesis import Federation
 from protocol.ledger.state import (
     LOG_LENGTH,
     Account,
+    Base,
     Channel,
     Draft,
     Iterable,
     Lock,
+    Nothing,
+    Verify,
     View,
+    checkpoint_key,
+    lock_key,
     log_key,
+    number,
     order_key,
-    u64,
 )
+from protocol.messages import Checkpoint
 from protocol.signing import verify
 
 MAX_PROBLEMS = 20  # enough to see what happened
@@ -42,6 +59,8 @@ class Report:
     channels: int
     sum_micro: int
     problems: tuple[str, ...]
+    epoch: int = 0  # in force
+    since_epoch: int = 0  # the first that was made anew
 
 
 @dataclass(slots=True)
@@ -50,6 +69,7 @@ class _Findings:
     accounts: int = 0
     channels: int = 0
     sum_micro: int = 0
+    since_epoch: int = 0
     problems: list[str] = field(default_factory=list)
 
     def problem(self, text: str) -> None:
@@ -57,7 +77,7 @@ class _Findings:
         if len(self.problems) < MAX_PROBLEMS:
             self.problems.append(text)
 
-    def report(self) -> Report:
+    def report(self, epoch: int) -> Report:
         """The end of it."""
         return Report(
             not self.problems,
@@ -66,49 +86,120 @@ class _Findings:
             self.channels,
             self.sum_micro,
             tuple(self.problems),
+            epoch,
+            self.since_epoch,
         )
 
 
-def verify_log(federation: Federation, stored: Iterable, *, signatures: bool) -> Report:
-    """Replay the log of `stored` and compare. Never raises for a bad ledger; the report says what is wrong."""
-    report = _Findings()
+def verify_log(
+    federation: Federation,
+    stored: Iterable,
+    *,
+    signatures: bool,
+    from_checkpoint: bool = False,
+    check: Verify = verify,
+) -> Report:
+    """Make the state of `stored` anew and compare. Never raises for a bad ledger; the report says what is wrong.
+
+    `from_checkpoint`: only the epoch in force. `check` is what verifies a signature, if `signatures`.
+    """
+    report, epoch = _Findings(), 0
     try:
-        _verify(federation, stored, signatures, report)
-    except (struct.error, ValueError) as error:
+        epoch = View(stored).epoch
+        report.since_epoch = epoch if from_checkpoint else View(stored).first_epoch
+        _verify(federation, stored, check if signatures else trusting, report)
+    except (struct.error, ValueError, ProtocolError) as error:
         report.problem(f"a stored value is damaged: {error}")
-    return report.report()
+    return report.report(epoch)
 
 
-def _verify(federation: Federation, stored: Iterable, signatures: bool, report: _Findings) -> None:
-    replayed = Draft(_Nothing())
-    view = View(replayed, verify if signatures else _trusting)
-    length = View(stored).log_length
-    for position in range(length):
-        if not _replay(federation, stored, view, replayed, position, report):
-            break
-        report.certificates += 1
-    else:
-        _compare(stored, replayed, report)
-        _check_rest(stored, length, report)
-    report.sum_micro = _sum(stored, report)
+def _verify(federation: Federation, stored: Iterable, check: Verify, report: _Findings) -> None:
+    view = View(stored)
+    state = _begin(federation, stored, check, report)
+    for epoch in range(report.since_epoch, view.epoch):
+        if state is not None:
+            state = _closed_epoch(federation, stored, state, epoch, check, report)
+    if state is not None and _open_epoch(federation, stored, state, check, report):
+        _compare(stored, state, report)
+        _check_rest(stored, view, report)
+    report.sum_micro = _sum(federation, stored, report)
     if report.sum_micro:
         report.problem(f"balances and open holds add up to {report.sum_micro} µcredits, not to 0")
 
 
-class _Nothing:
-    def get(self, key: bytes, /) -> bytes | None:
+def _begin(federation: Federation, stored: Iterable, check: Verify, report: _Findings) -> Draft | None:
+    """The state from which the check starts, as its checkpoint's root names it."""
+    if report.since_epoch == 0:
+        return Draft(Nothing())
+    checkpoint = _checkpoint(federation, stored, report.since_epoch, check, report)
+    state = Draft(Base(stored, report.since_epoch))
+    if checkpoint is None or state_root(state) != checkpoint.state:
+        report.problem(f"the state at the beginning of epoch {report.since_epoch} is not the one in its checkpoint")
         return None
+    return state
 
 
-def _trusting(key: NodeId, federation: FederationId, body: bytes, signature: bytes) -> None:
-    """In place of a signature check."""
+def _checkpoint(
+    federation: Federation, stored: Iterable, epoch: int, check: Verify, report: _Findings
+) -> Checkpoint | None:
+    identity = stored.get(checkpoint_key(epoch))
+    record = View(stored).record(identity) if identity is not None else None
+    if identity is None or record is None:
+        report.problem(f"the checkpoint that opened epoch {epoch} is missing")
+        return None
+    decision, checkpoint = open_decision(federation, View(stored, check), record)
+    if body_hash(decision.body) != identity or checkpoint.epoch != epoch:
+        report.problem(f"the checkpoint that opened epoch {epoch} is another one")
+        return None
+    return checkpoint
+
+
+def _closed_epoch(
+    federation: Federation, stored: Iterable, state: Draft, epoch: int, check: Verify, report: _Findings
+) -> Draft | None:
+    """The state after an epoch that has ended; None if it cannot be made."""
+    checkpoint = _checkpoint(federation, stored, epoch + 1, check, report)
+    places = epoch_range(View(stored), epoch)
+    if checkpoint is None or places is None:
+        report.problem(f"epoch {epoch} is not complete")
+        return None
+    union = orders_between(stored, *places)
+    report.certificates += len(union.certificates)
+    try:
+        draft = merged(federation, state, union, epoch)
+        if check is not trusting:
+            check_signatures(federation, View(draft, check), union)
+    except Refused as refusal:
+        report.problem(f"epoch {epoch}: {refusal}")
+        return None
+    refund_expired(draft, checkpoint.time_ms)
+    made = (len(union.certificates), union.root, state_root(draft))
+    if made != (checkpoint.count, checkpoint.orders, checkpoint.state):
+        report.problem(f"epoch {epoch} does not end in the state of its checkpoint")
+        return None
+    for order, position in _numbered(stored, places):
+        if View(stored).position(order) != position:
+            report.problem(f"certificate {position} of the log says that it stands elsewhere")
+    return draft
+
+
+def _open_epoch(federation: Federation, stored: Iterable, state: Draft, check: Verify, report: _Findings) -> bool:
+    """Apply the epoch in force, order by order. False if the log is broken."""
+    view = View(stored)
+    replayed = View(state, check)
+    state.update({LOG_LENGTH: None, b"m:epoch": view.epoch.to_bytes(8, "big")})
+    for position in range(view.epoch_start, view.log_length):
+        if not _replay(federation, stored, replayed, state, position, report):
+            return False
+        report.certificates += 1
+    return True
 
 
 def _replay(
-    federation: Federation, stored: Iterable, view: View, replayed: Draft, position: int, report: _Findings
+    federation: Federation, stored: Iterable, view: View, state: Draft, position: int, report: _Findings
 ) -> bool:
     """Apply one certificate of the log. False if the log is broken there."""
-    order = stored.get(log_key(position))
+    order = View(stored).id_at(position)
     data = View(stored).logged(position)
     if order is None or data is None:
         report.problem(f"certificate {position} of the log is missing")
@@ -118,64 +209,75 @@ def _replay(
     except Refused as refusal:
         report.problem(f"certificate {position} of the log: {refusal}")
         return False
-    if transition.checked.hash != order or transition.repeated:
+    if transition.id != order or transition.checked is None:
         report.problem(f"certificate {position} of the log is not the order that the log names")
         return False
     if View(stored).position(order) != position:
         report.problem(f"certificate {position} of the log says that it stands elsewhere")
-    if transition.insolvent and federation.single:
-        report.problem(f"certificate {position} takes an account below its floor")
     _check_index(stored, transition.checked.object, transition.checked.version, order, report)
-    kept = {key: value for key, value in transition.puts.items() if key[:1] in _COMPARED or key == LOG_LENGTH}
-    replayed.update(kept)
+    state.update({key: value for key, value in transition.puts.items() if key[:1] in _MADE})
     return True
 
 
-_COMPARED = (b"a", b"c")
+_MADE = (b"a", b"c", b"o", b"b")
+_COMPARED = (b"a", b"c", b"o")
 
 
 def _check_index(stored: Iterable, object_id: bytes, version: int, order: bytes, report: _Findings) -> None:
-    lock = stored.get(b"l" + object_id + u64(version))
-    if lock is not None and Lock.decode(lock).order != order:
+    lock = stored.get(lock_key(object_id, version))
+    if lock is not None and Lock.decode(lock).epoch == View(stored).epoch and Lock.decode(lock).order != order:
         report.problem(f"the vote lock of {object_id.hex()[:16]}… {version} is for another order")
     numbered = stored.get(order_key(object_id, version))
     if numbered not in (order, None) or (numbered is None and stored.get(b"c" + object_id) is None):
         report.problem(f"order {version} of account {object_id.hex()[:16]}… is not the one in the log")
 
 
-def _compare(stored: Iterable, replayed: Draft, report: _Findings) -> None:
-    expected = {key: value for key, value in replayed.puts.items() if key[:1] in _COMPARED}
-    for key, value in _walk(stored):
-        if expected.pop(key, None) != value:
-            report.problem(f"{_NAMES[key[:1]]} {key[1:].hex()[:16]}… differs from what the log makes of it")
-    for key in expected:
-        report.problem(f"{_NAMES[key[:1]]} {key[1:].hex()[:16]}… is missing")
+def _compare(stored: Iterable, state: Draft, report: _Findings) -> None:
+    """Accounts and channels are what was made. Channels settled before the start of the check were not."""
+    for kind in _COMPARED:
+        expected = dict(state.iterate(kind))
+        for key, value in stored.iterate(kind):
+            settled_before = kind == b"c" and report.since_epoch > 0 and key not in expected
+            if settled_before and not Channel.decode(value).open:
+                continue
+            if expected.pop(key, None) != value:
+                report.problem(f"{_NAMES[kind]} {key[1:].hex()[:16]}… differs from what the log makes of it")
+        for key in expected:
+            report.problem(f"{_NAMES[kind]} {key[1:].hex()[:16]}… is missing")
 
 
-_NAMES = {b"a": "account", b"c": "channel"}
+_NAMES = {b"a": "account", b"c": "channel", b"o": "open channel"}
 
 
-def _check_rest(stored: Iterable, length: int, report: _Findings) -> None:
-    """No certificate and no place in the log beyond its length."""
-    for prefix, what in ((b"r", "certificates"), (b"n", "places in the log")):
-        found = sum(1 for _ in stored.iterate(prefix))
-        if found != length:
-            report.problem(f"{found} {what} for a log of {length}")
+def _numbered(stored: Iterable, places: tuple[int, int]) -> Iterator[tuple[bytes, int]]:
+    for position in range(*places):
+        order = View(stored).id_at(position)
+        if order is not None and View(stored).record(order) is not None:
+            yield order, position
 
 
-def _sum(stored: Iterable, report: _Findings) -> int:
+def _check_rest(stored: Iterable, view: View, report: _Findings) -> None:
+    """No place in the log beyond its length, and no record that the log does not name."""
+    first = view.log_first
+    logged = [identity for _, identity in stored.iterate(b"n", log_key(first))]
+    if len(logged) != view.log_length - first:
+        report.problem(f"{len(logged)} places in the log for a log of {view.log_length - first}")
+    named = sum(1 for identity in logged if view.record(identity) is not None)
+    records = sum(1 for _, value in stored.iterate(b"r") if number(value[:8]) >= first)
+    if records != named:
+        report.problem(f"{records} certificates for a log of {named}")
+
+
+def _sum(federation: Federation, stored: Iterable, report: _Findings) -> int:
     total = 0
-    for key, value in _walk(stored):
-        report.accounts += key[:1] == b"a"
-        report.channels += key[:1] == b"c"
-        total += Account.decode(value).balance if key[:1] == b"a" else _locked(Channel.decode(value))
+    for key, value in stored.iterate(b"a"):
+        report.accounts += 1
+        balance = Account.decode(value).balance
+        total += balance
+        if balance < federation.floor(NodeId(key[1:])):
+            report.problem(f"account {key[1:].hex()[:16]}… is below its floor")
+    for _, value in stored.iterate(b"c"):
+        report.channels += 1
+        channel = Channel.decode(value)
+        total += channel.amount if channel.open else 0
     return total
-
-
-def _locked(channel: Channel) -> int:
-    return channel.amount if channel.open else 0
-
-
-def _walk(stored: Iterable) -> Iterator[tuple[bytes, bytes]]:
-    for prefix in _COMPARED:
-        yield from stored.iterate(prefix)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from protocol.codec import decode_as
 from protocol.errors import ErrorCode, Refused
 from protocol.ids import NO_HASH, ChannelId, FederationId
-from protocol.ledger.state import Channel, Verify
+from protocol.ledger.families import keys_of, verify_any
+from protocol.ledger.state import Channel, View
 from protocol.messages import Pay, Voucher
 from protocol.params import MAX_RECORD_BYTES
 from protocol.pricing import channel_cost
@@ -44,14 +45,14 @@ def check_successor(earlier: Voucher, later: Voucher) -> None:
 
 
 def check_pay(
-    federation: FederationId, channel_id: ChannelId, channel: Channel, earlier: Voucher, pay: Pay, verify: Verify
+    federation: FederationId, channel_id: ChannelId, channel: Channel, earlier: Voucher, pay: Pay, view: View
 ) -> Voucher:
-    """A voucher that came from the payer: signature, price, bound and order.
+    """A voucher that came from the payer: signature, price, bound and order. `view` knows the payer's keys.
 
     Raises `Refused`, `Malformed` or `BadSignature`.
     """
     voucher = open_voucher(pay.voucher)
     check_voucher(channel, channel_id, voucher)
     check_successor(earlier, voucher)
-    verify(channel.payer, federation, pay.voucher, pay.signature)
+    verify_any(view, keys_of(view, channel.payer), federation, pay.voucher, pay.signature)
     return voucher

@@ -1,19 +1,41 @@
-"""A witness's vote: one order for an (object, version), for ever.
+"""A witness's vote: one order for an (object, version).
 
-Rule: `decide` gives the lock to write; the vote inside it may leave this machine only after that lock is synced.
-Asking again for the same order gives the same lock. Another order for the same number is equivocation.
+Rule: `decide` gives the lock to write; the vote inside it may leave this machine only after that lock is synced. Asking
+again for the same order gives the same lock. Another order for the same number is equivocation. A lock on an account's
+number holds for its epoch: an order that did not get into the checkpoint is void, and its number free. A channel is
+settled once, so a lock on a channel holds for ever.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from protocol.codec import encode
 from protocol.errors import ErrorCode, Refused
-from protocol.ledger.accounts import after_debit
+from protocol.ids import ChannelId
+from protocol.ledger.accounts import check_solvent
 from protocol.ledger.genesis import Federation
-from protocol.ledger.orders import CheckedOrder, MissingPredecessor, check_now, required_channel
+from protocol.ledger.orders import (
+    AccountOrder,
+    CheckedOrder,
+    MissingPredecessor,
+    check_now,
+    check_related,
+    owner_of,
+    required_channel,
+)
 from protocol.ledger.state import Lock, View
-from protocol.messages import Close, Grant, Hold, Refund, Vote
+from protocol.messages import Attach, Move, Recovery, Rotate, Vote
+from protocol.params import MAX_ROTATIONS, MAX_SUB_ACCOUNTS
 from protocol.signing import Signer
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When a vote is asked for. `frozen`: this witness has frozen the epoch, and gives no new votes."""
+
+    now_ms: int
+    frozen: bool = False
 
 
 def vote_body(checked: CheckedOrder) -> bytes:
@@ -21,29 +43,65 @@ def vote_body(checked: CheckedOrder) -> bytes:
     return encode(Vote(checked.hash, checked.version, checked.object))
 
 
-def decide(federation: Federation, view: View, checked: CheckedOrder, now_ms: int, signer: Signer) -> Lock:
+def lock_in_force(view: View, object_id: bytes, version: int, order: AccountOrder | object) -> Lock | None:
+    """This witness's vote that binds it now; None if it may still vote."""
+    lock = view.lock(object_id, version)
+    outlived = lock is not None and isinstance(order, AccountOrder) and lock.epoch < view.epoch
+    return None if outlived else lock
+
+
+def decide(federation: Federation, view: View, checked: CheckedOrder, moment: Moment, signer: Signer) -> Lock:
     """The lock with this witness's vote for `checked`. Raises `Refused`."""
-    known = view.lock(checked.object, checked.version)
+    _check_may_vote(view)
+    known = lock_in_force(view, checked.object, checked.version, checked.order)
     if known is not None:
         if known.order != checked.hash:
             raise Refused(ErrorCode.EQUIVOCATION, "this witness has voted for another order with this number")
         return known
-    if view.certificate(checked.hash) is None:
-        _check_first(federation, view, checked, now_ms)
-    return Lock(checked.hash, signer.sign(federation.id, vote_body(checked)), checked.signature, checked.body)
+    if moment.frozen:
+        raise Refused(ErrorCode.EPOCH_CHANGING, "the federation changes epochs; open channels go on, try again soon")
+    if view.record(checked.hash) is None:
+        check_first(federation, view, checked, moment.now_ms)
+    vote = signer.sign(federation.id, vote_body(checked))
+    return Lock(checked.hash, vote, checked.signature, view.epoch, checked.body)
 
 
-def _check_first(federation: Federation, view: View, checked: CheckedOrder, now_ms: int) -> None:
-    """The rules of an order that was neither voted for nor applied here."""
+def _check_may_vote(view: View) -> None:
+    if view.abstaining:
+        raise Refused(
+            ErrorCode.ABSTAINING, "this witness's storage was set back; it votes again when the epoch has ended"
+        )
+
+
+def check_first(federation: Federation, view: View, checked: CheckedOrder, now_ms: int) -> None:
+    """The rules of an order that was neither voted for nor applied here. Owners ask them before they sign: an order
+    that left must not be replaced by another with its number. Raises `Refused`."""
     check_now(checked.order, view.epoch, now_ms)
-    if isinstance(checked.order, Grant | Hold):
-        _check_account(federation, view, checked, checked.order)
-    if isinstance(checked.order, Close | Refund):
-        _check_open(view, checked.order)
+    if isinstance(checked.order, AccountOrder):
+        _check_account(federation, view, checked.order)
+        _check_policy(view, checked.order)
+    else:
+        _check_settlement(view, checked.order.channel)
 
 
-def _check_account(federation: Federation, view: View, checked: CheckedOrder, order: Grant | Hold) -> None:
-    account = view.account(checked.object)
+def _check_settlement(view: View, channel: ChannelId) -> None:
+    if not required_channel(view, channel).open:
+        raise Refused(ErrorCode.CHANNEL_CLOSED, "the channel is settled already")
+    if view.may_have_settled(channel):
+        raise Refused(
+            ErrorCode.ABSTAINING,
+            "this witness was set back while the channel was open: it votes for no close of it",
+        )
+
+
+def _check_account(federation: Federation, view: View, order: AccountOrder) -> None:
+    owner = owner_of(order)
+    account = view.account(owner)
+    if view.frozen(owner):
+        raise Refused(
+            ErrorCode.EQUIVOCATION,
+            f"this account signed two orders with one number; it rests until epoch {view.epoch} ends",
+        )
     if order.sequence > account.next_sequence:
         raise MissingPredecessor(
             ErrorCode.BAD_SEQUENCE, f"order {order.sequence} of the account, {account.next_sequence} is next here"
@@ -52,9 +110,20 @@ def _check_account(federation: Federation, view: View, checked: CheckedOrder, or
         raise Refused(ErrorCode.EQUIVOCATION, f"another order {order.sequence} of this account was applied")
     if order.previous != account.head:
         raise Refused(ErrorCode.BAD_SEQUENCE, "the order names another predecessor")
-    after_debit(federation, account, order)
+    check_solvent(federation, account, order)
 
 
-def _check_open(view: View, order: Close | Refund) -> None:
-    if not required_channel(view, order.channel).open:
-        raise Refused(ErrorCode.CHANNEL_CLOSED, "the channel is settled already")
+def _check_policy(view: View, order: AccountOrder) -> None:
+    """Orders that cost nothing are for accounts that exist, and bounded in number."""
+    if isinstance(order, Move):
+        check_related(view, order)
+    if isinstance(order, Attach):
+        owner = view.account(order.owner)
+        if not owner.known or owner.sub_accounts >= MAX_SUB_ACCOUNTS:
+            raise Refused(
+                ErrorCode.INVALID_REQUEST, f"an owner has credits, and at most {MAX_SUB_ACCOUNTS} sub-accounts"
+            )
+    if isinstance(order, Recovery | Rotate):
+        account = view.account(order.account)
+        if not account.known or max(len(account.rotations), len(account.recoveries)) >= MAX_ROTATIONS:
+            raise Refused(ErrorCode.INVALID_REQUEST, f"an account in use changes keys at most {MAX_ROTATIONS} times")

@@ -6,23 +6,21 @@ The witness answers and grants; payers ask workers; workers take vouchers and se
 
 from __future__ import annotations
 
-import inspect
 import random
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import trio
 
 from node.bookkeeper import Bookkeeper, ChannelLease
-from node.witness_port import WitnessPort
 from protocol.codec import decode, encode
 from protocol.errors import Refused
 from protocol.ids import ChannelId, NodeId
 from protocol.messages import Pay, RequestVote, StoreCertificate, Stored, Voted
 from tests.durability.small_world import PAYERS, PROCESSES, WITNESS, WORKERS, SmallWorld
-from tests.durability.wire import MAX_LINE, Json, Line, LineBroken, RemoteWitness, connect, listen, say
+from tests.durability.wire import MAX_LINE, Json, Line, LineBroken, RemotePeers, connect, listen, say
 from tests.protocol.ledger_world import signer
 
 ASKING_AT_ONCE = 3  # queries of one payer
@@ -43,8 +41,10 @@ class Process:
         self.process = process
         self.nursery = nursery
         self.chance = random.Random()  # every life takes another course
-        witness = cast(WitnessPort, RemoteWitness(world.socket("witness")))
-        self.books = {name: world.bookkeeper(name, witness) for name in PROCESSES[process]}
+        sockets = {signer(WITNESS).node: world.socket("witness")}
+        self.books = {
+            name: world.bookkeeper(name, RemotePeers(signer(name).node, sockets)) for name in PROCESSES[process]
+        }
 
     async def run(self) -> None:
         """Until killed."""
@@ -72,8 +72,7 @@ class Process:
 
     async def _answer(self, book: Bookkeeper, question: Json) -> Json:
         request = decode(bytes.fromhex(question["message"]), MAX_LINE)
-        answer = getattr(book, question["question"])(request)
-        answer = await answer if inspect.isawaitable(answer) else answer
+        answer = await book.answer(NodeId(bytes.fromhex(question["peer"])), request)
         if isinstance(request, RequestVote) and isinstance(answer, Voted):
             say("voted", body=request.body, signature=request.signature, vote=answer.signature)
         if isinstance(request, StoreCertificate) and isinstance(answer, Stored):

@@ -8,30 +8,29 @@ are checked, and that who signed something knows it at least as well as who hold
 
 from __future__ import annotations
 
-import inspect
 import random
+import shutil
+import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from pathlib import Path
 
 import trio
 
 from node.bookkeeper import Bookkeeper, LedgerDamaged
+from node.ledger_peers import Answer, LedgerPeers, PeerUnreachable
 from node.open_channels import last_voucher
 from node.store import Store, StoreError
-from node.witness_port import WitnessPort
-from protocol import params
 from protocol.codec import body_hash, decode, decode_as, encode
 from protocol.errors import BadSignature, ErrorCode, Refused
-from protocol.ids import ChannelId
+from protocol.ids import ChannelId, NodeId
 from protocol.ledger.channels import open_voucher
-from protocol.ledger.state import Channel, ChannelStatus, voucher_key
+from protocol.ledger.state import Channel, ChannelStatus, View, voucher_key
 from protocol.messages import (
     Certificate,
     Close,
-    FetchCertificates,
     Grant,
     Hold,
     Message,
@@ -44,6 +43,7 @@ from protocol.signing import Signer, verify
 from tests.durability.small_world import PAYERS, WITNESS, WORKERS, SmallWorld, federation, signers
 from tests.durability.wire import Json
 
+NAMES = (WITNESS, *PAYERS, *WORKERS)
 RIVALS = 40  # votes tried against another order, at each look
 NEVER = (ErrorCode.EQUIVOCATION, ErrorCode.INTERNAL)  # refusals that honest nodes never meet
 NO_SECOND_VOTE = (ErrorCode.EQUIVOCATION, ErrorCode.BAD_SEQUENCE, ErrorCode.CHANNEL_CLOSED, ErrorCode.STALE_EPOCH)
@@ -135,18 +135,23 @@ _HEARERS: dict[str, Callable[[Claims, Json], None]] = {
 }
 
 
-class NearWitness:
-    """The witness in this process, as `WitnessPort`."""
+class NearWitness(LedgerPeers):
+    """The witness in this process."""
 
     def __init__(self) -> None:
         self.book: Bookkeeper | None = None
 
-    def __getattr__(self, question: str) -> Callable[[int, Message], Awaitable[Any]]:
-        async def ask(index: int, request: Message) -> Any:
-            answer = getattr(self.book, question)(request)
-            return await answer if inspect.isawaitable(answer) else answer
+    async def ask(self, node: NodeId, request: Message, expected: type[Answer]) -> Answer | Rejected:
+        """See `LedgerPeers`."""
+        if self.book is None or node != self.book.node:
+            raise PeerUnreachable("it is not here")
+        answer = await self.book.answer(node, request)
+        assert isinstance(answer, expected | Rejected)
+        return answer
 
-        return ask
+    def connected(self) -> list[NodeId]:
+        """See `LedgerPeers`."""
+        return []
 
 
 @dataclass
@@ -163,12 +168,9 @@ class Reopened:
 
     def log(self, name: str) -> list[bytes]:
         """All certificates of a replica."""
-        found: list[bytes] = []
-        while True:
-            answer = self.books[name].fetch(FetchCertificates(len(found), params.MAX_CERTIFICATES))
-            found += answer.certificates
-            if not answer.certificates:
-                return found
+        view = View(self.stores[name])
+        records = (view.record(view.id_at(position) or b"") for position in range(view.log_length))
+        return [record for record in records if record is not None]
 
     def channel(self, name: str, channel: bytes) -> Channel | None:
         """A channel as a replica has it."""
@@ -177,14 +179,14 @@ class Reopened:
 
 
 @asynccontextmanager
-async def reopened(world: SmallWorld) -> AsyncIterator[Reopened]:
-    """Everything opened as a node opens it. Raises `StoreError` or `LedgerDamaged`."""
+async def reopened(world: SmallWorld, names: Sequence[str] = NAMES) -> AsyncIterator[Reopened]:
+    """Ledgers opened as a node opens them, the witness's first. Raises `StoreError` or `LedgerDamaged`."""
     near = NearWitness()
     books: dict[str, Bookkeeper] = {}
     stores: dict[str, Store] = {}
     async with trio.open_nursery() as nursery:
-        for name in (WITNESS, *PAYERS, *WORKERS):
-            book = world.bookkeeper(name, cast(WitnessPort, near), as_intended=True)
+        for name in names:
+            book = world.bookkeeper(name, near, as_intended=True)
             books[name], stores[name] = book, book._store
             if name == WITNESS:
                 near.book = book
@@ -201,9 +203,13 @@ async def look(world: SmallWorld, claims: Claims, chance: random.Random) -> None
             _check_logs(found, claims)
             _check_orders(found, claims)
             _check_vouchers(found, claims, world.now_ms())
-            await _check_votes(found, claims, chance)
             await _check_business(found, claims, chance)
             claims.log = found.log(WITNESS)
+        with tempfile.TemporaryDirectory() as folder:  # a rival is a proof against its owner, who must go on
+            copy = replace(world, folder=Path(folder))
+            shutil.copytree(world.ledger(WITNESS), copy.ledger(WITNESS))
+            async with reopened(copy, (WITNESS,)) as found:
+                await _check_votes(found, claims, chance)
     except* (StoreError, LedgerDamaged) as errors:
         for error in errors.exceptions:
             claims.problem(f"a store does not open: {type(error).__name__}: {error}")
@@ -278,11 +284,11 @@ async def _check_votes(found: Reopened, claims: Claims, chance: random.Random) -
     older = chance.sample(sorted(claims.voted), min(RIVALS // 4, len(claims.voted)))
     for order in [*claims.fresh[-RIVALS:], *older]:
         request, vote = claims.voted[order]
-        again = await found.witness.vote(request)
+        again = await found.witness.answer(found.witness.node, request)
         if not isinstance(again, Voted) or again.signature != vote:
             claims.problem(f"order {order.hex()[:12]}: the witness does not give its vote again: {again}")
         rival = rival_of(found, request)
-        answer = None if rival is None else await found.witness.vote(rival)
+        answer = None if rival is None else await found.witness.answer(found.witness.node, rival)
         refused = isinstance(answer, Rejected) and answer.code in NO_SECOND_VOTE
         if answer is not None and not refused:
             claims.problem(f"order {order.hex()[:12]}: a rival with the same number got {answer}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import shutil
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,7 @@ _HEAD = struct.Struct("<cQQII")
 
 
 class Event(NamedTuple):
-    """One recorded call. `number` is the file's inode; `offset` is the thread for a sync, a length for a truncation."""
+    """One recorded call. `number` is the file's inode; `offset` is a length for a truncation, a thread for a sync."""
 
     operation: bytes
     number: int
@@ -38,13 +38,12 @@ class Change(NamedTuple):
     data: bytes | None  # None: cut off at `offset`
 
 
-class Renaming(NamedTuple):
-    """A change of names: `source` to `target`; no source: `file` is made, no target: it goes away."""
+class NameChange(NamedTuple):
+    """A name that came or went, by the event's place in the record."""
 
     place: int
-    source: str
-    target: str
-    file: RecordedFile | None
+    name: str
+    entry: RecordedFile | RecordedFolder | None  # None: it goes away
 
 
 @dataclass(eq=False)
@@ -62,6 +61,25 @@ class RecordedFile:
     def unsynced(self) -> list[Change]:
         """What may be there."""
         return [change for change in self.changes if change.place >= self.synced]
+
+
+@dataclass(eq=False)
+class RecordedFolder:
+    """A folder's names when the record began, and what became of them."""
+
+    base: dict[str, RecordedFile | RecordedFolder] = field(default_factory=dict)
+    changes: list[NameChange] = field(default_factory=list)
+    synced: int = 0
+
+    def names(self, until: int) -> dict[str, RecordedFile | RecordedFolder]:
+        """Its names before a place in the record."""
+        names: dict[str, RecordedFile | RecordedFolder | None] = dict(self.base)
+        names |= {change.name: change.entry for change in self.changes if change.place < until}
+        return {name: entry for name, entry in names.items() if entry is not None}
+
+    def places(self, certain: int) -> list[int]:
+        """Up to where its changes may be durable."""
+        return [certain, *(change.place + 1 for change in self.changes if change.place >= certain)]
 
 
 Keep = Callable[[random.Random, bytes, list[Change]], bytes]
@@ -129,14 +147,19 @@ class Disk:
     def __init__(self, folder: Path) -> None:
         """Everything that lies in `folder` now counts as durable."""
         self._folder = folder
-        self._files = {str(path): RecordedFile(path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
-        self._numbers = {path.stat().st_ino: self._files[str(path)] for path in folder.rglob("*") if path.is_file()}
-        self._renamings: list[Renaming] = []
-        self._names = dict(self._files)  # as the process sees them
+        self._numbers: dict[int, RecordedFile | RecordedFolder] = {}
+        self._root = self._found(folder)
         self._begun: dict[int, int] = {}  # thread: place at which its sync began
         self._place = 0
-        self._names_synced: dict[str, int] = {}  # folder: renamings before this place are on the disk
         self._any_synced = 0
+
+    def _found(self, folder: Path) -> RecordedFolder:
+        made = RecordedFolder()
+        self._numbers[folder.stat().st_ino] = made
+        for path in folder.iterdir():
+            entry = self._found(path) if path.is_dir() else RecordedFile(path.read_bytes())
+            self._numbers[path.stat().st_ino] = made.base[path.name] = entry
+        return made
 
     def replay(self, record: Path) -> None:
         """Take in what the process did."""
@@ -145,20 +168,30 @@ class Disk:
             self._place += 1
 
     def power_loss(self, chance: random.Random, keep: Keep, *, journal: bool) -> dict[str, bytes]:
-        """A legal content of the folder, by path. `journal`: the sync of a file also makes all names durable."""
-        certain = self._names_synced_before(journal)
-        open_places = [renaming.place + 1 for renaming in self._renamings if renaming.place >= certain]
-        until = certain if keep is keep_nothing else chance.choice([certain, *open_places])
+        """A legal content of the folder, by path. `journal`: the sync of any file also makes all names durable, and
+        names are durable in one order for all folders."""
+        until: int | None = None
         if keep is keep_all:
             until = self._place
-        names = dict(self._files)
-        for renaming in self._renamings:
-            if renaming.place < until:
-                _rename(names, renaming)
-        return {path: keep(chance, file.durable(), file.unsynced()) for path, file in names.items()}
+        elif journal:
+            folders = [entry for entry in self._numbers.values() if isinstance(entry, RecordedFolder)]
+            places = [place for folder in folders for place in folder.places(self._any_synced)]
+            until = self._any_synced if keep is keep_nothing else chance.choice(places)
+        return dict(self._left(str(self._folder), self._root, chance, keep, until))
+
+    def _left(
+        self, path: str, folder: RecordedFolder, chance: random.Random, keep: Keep, until: int | None
+    ) -> Iterator[tuple[str, bytes]]:
+        certain = folder.synced
+        own = certain if keep is keep_nothing else chance.choice(folder.places(certain))
+        for name, entry in folder.names(own if until is None else max(certain, until)).items():
+            if isinstance(entry, RecordedFolder):
+                yield from self._left(f"{path}/{name}", entry, chance, keep, until)
+            else:
+                yield f"{path}/{name}", keep(chance, entry.durable(), entry.unsynced())
 
     def leave(self, contents: dict[str, bytes]) -> None:
-        """Make the folder on this machine what the power loss left."""
+        """Make the folder on this machine what the power loss left. A folder without files is not made."""
         for path in self._folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         for name, content in contents.items():
@@ -177,31 +210,35 @@ class Disk:
                 found.append(f"{path.name}: {len(content)} bytes in the record, {len(there)} there")
         recorded = {name for name in contents if _is_recorded(Path(name))}
         lying = {str(path) for path in self._folder.rglob("*") if path.is_file() and _is_recorded(path)}
-        if len(recorded ^ lying) > 1:
+        if len(recorded ^ lying) > len(self._root.names(self._place)):  # each ledger's thread is ahead by one at most
             found.append(f"names differ: {sorted(recorded ^ lying)}")
         return found
 
-    # --- events ---
+    @property
+    def unsynced_bytes(self) -> int:
+        """How much was written that no sync covers."""
+        files = [entry for entry in self._numbers.values() if isinstance(entry, RecordedFile)]
+        return sum(len(change.data or b"") for file in files for change in file.unsynced())
 
-    def _names_synced_before(self, journal: bool) -> int:
-        # Folders here hold no folders with names of their own to lose: the ledger's folder is what counts.
-        return max([*self._names_synced.values(), self._any_synced if journal else 0], default=0)
+    # --- events ---
 
     def created(self, event: Event) -> None:
         """A name for a new, empty file."""
-        file = RecordedFile()
-        self._numbers[event.number] = file
-        self._move(Renaming(self._place, "", event.first.decode(), file))
+        file = self._numbers[event.number] = RecordedFile()
+        self._name(event.first, file)
+
+    def folder_made(self, event: Event) -> None:
+        """A name for a new, empty folder."""
+        folder = self._numbers[event.number] = RecordedFolder()
+        self._name(event.first, folder)
 
     def written(self, event: Event) -> None:
         """Bytes at an offset."""
-        if event.number in self._numbers:
-            self._numbers[event.number].changes.append(Change(self._place, event.offset, event.first))
+        self._file(event).changes.append(Change(self._place, event.offset, event.first))
 
     def cut(self, event: Event) -> None:
         """A file made shorter."""
-        if event.number in self._numbers:
-            self._numbers[event.number].changes.append(Change(self._place, event.offset, None))
+        self._file(event).changes.append(Change(self._place, event.offset, None))
 
     def sync_begun(self, event: Event) -> None:
         """From here on nothing more is certain to be in this sync."""
@@ -210,37 +247,49 @@ class Disk:
     def sync_ended(self, event: Event) -> None:
         """What came before its beginning is on the disk."""
         place = self._begun[event.offset]
-        if event.first:
-            self._names_synced[event.first.decode()] = place
-        elif event.number in self._numbers:
-            self._numbers[event.number].synced = place
+        self._numbers[event.number].synced = place
         self._any_synced = max(self._any_synced, place)
 
     def renamed(self, event: Event) -> None:
-        """A file gets another name."""
-        self._move(Renaming(self._place, event.first.decode(), event.second.decode(), None))
+        """A file or folder gets another name in its folder."""
+        folder, name = self._parent(event.first)
+        entry = folder.names(self._place).get(name)
+        if entry is not None:  # LevelDB's own notes are made unseen
+            self._name(event.first, None)
+            self._name(event.second, entry)
 
     def unlinked(self, event: Event) -> None:
         """A name goes away."""
-        self._move(Renaming(self._place, event.first.decode(), "", None))
+        self._name(event.first, None)
 
-    def folder_made(self, event: Event) -> None:
-        """Folders are made again when something lies in them."""
+    def _file(self, event: Event) -> RecordedFile:
+        file = self._numbers[event.number]
+        assert isinstance(file, RecordedFile)
+        return file
 
-    def _move(self, renaming: Renaming) -> None:
-        self._renamings.append(renaming)
-        _rename(self._names, renaming)
+    def _name(self, path: bytes, entry: RecordedFile | RecordedFolder | None) -> None:
+        folder, name = self._parent(path)
+        folder.changes.append(NameChange(self._place, name, entry))
+
+    def _parent(self, path: bytes) -> tuple[RecordedFolder, str]:
+        folder = self._root
+        *above, name = Path(path.decode()).relative_to(self._folder).parts
+        for part in above:
+            inner = folder.names(self._place + 1)[part]
+            assert isinstance(inner, RecordedFolder)
+            folder = inner
+        return folder, name
 
 
 _HANDLERS: dict[bytes, Callable[[Disk, Event], None]] = {
     b"C": Disk.created,
+    b"M": Disk.folder_made,
     b"W": Disk.written,
     b"T": Disk.cut,
     b"B": Disk.sync_begun,
     b"S": Disk.sync_ended,
     b"R": Disk.renamed,
     b"U": Disk.unlinked,
-    b"M": Disk.folder_made,
 }
 
 
@@ -256,12 +305,6 @@ def _events(data: bytes) -> list[Event]:
         events.append(Event(operation, number, offset, *parts))
         place += first + second
     return events
-
-
-def _rename(names: dict[str, RecordedFile], renaming: Renaming) -> None:
-    file = names.pop(renaming.source, None) if renaming.source else renaming.file
-    if renaming.target and file is not None:
-        names[renaming.target] = file
 
 
 def _is_recorded(path: Path) -> bool:

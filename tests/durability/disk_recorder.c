@@ -39,6 +39,7 @@ static int (*real_fsync)(int);
 static int (*real_fdatasync)(int);
 static int (*real_rename)(const char *, const char *);
 static int (*real_unlink)(const char *);
+static int (*real_unlinkat)(int, const char *, int);
 static int (*real_mkdir)(const char *, mode_t);
 static int (*real_ftruncate)(int, off_t);
 
@@ -51,6 +52,7 @@ __attribute__((constructor)) static void start(void) {
     real_fdatasync = dlsym(RTLD_NEXT, "fdatasync");
     real_rename = dlsym(RTLD_NEXT, "rename");
     real_unlink = dlsym(RTLD_NEXT, "unlink");
+    real_unlinkat = dlsym(RTLD_NEXT, "unlinkat");
     real_mkdir = dlsym(RTLD_NEXT, "mkdir");
     real_ftruncate = dlsym(RTLD_NEXT, "ftruncate");
     const char *folder = getenv("MTOR_DISK_ROOT"), *record = getenv("MTOR_DISK_RECORD");
@@ -158,22 +160,13 @@ ssize_t pwrite64(int descriptor, const void *data, size_t length, off_t offset) 
 
 static int synced(int descriptor, int (*sync)(int)) {
     if (!is_watched(descriptor)) return sync(descriptor);
-    struct stat status;
-    char link[64], path[PATH_MAX];
-    ssize_t length = 0;
-    if (fstat(descriptor, &status)) return sync(descriptor);
-    if (S_ISDIR(status.st_mode)) {
-        snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
-        length = readlink(link, path, sizeof path);
-        if (length < 0) length = 0;
-    }
-    uint64_t thread = (uint64_t)syscall(SYS_gettid);
+    uint64_t number = inode(descriptor), thread = (uint64_t)syscall(SYS_gettid);
     pthread_mutex_lock(&lock);
-    record('B', status.st_ino, thread, path, length, NULL, 0);
+    record('B', number, thread, NULL, 0, NULL, 0);
     pthread_mutex_unlock(&lock);
     int result = sync(descriptor);
     pthread_mutex_lock(&lock);
-    if (!result) record('S', status.st_ino, thread, path, length, NULL, 0);
+    if (!result) record('S', number, thread, NULL, 0, NULL, 0);
     pthread_mutex_unlock(&lock);
     return result;
 }
@@ -200,11 +193,32 @@ int unlink(const char *path) {
     return result;
 }
 
+static int gone_at(int folder, const char *name, int flags) {
+    char link[64], path[PATH_MAX];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", folder);
+    ssize_t length = folder == AT_FDCWD || name[0] == '/' ? 0 : readlink(link, path, sizeof path - 1);
+    if (length < 0) return real_unlinkat(folder, name, flags);
+    path[length] = 0;
+    size_t room = sizeof path - (size_t)length;
+    int added = snprintf(path + length, room, "%s%s", length ? "/" : "", name);
+    if (added < 0 || (size_t)added >= room || !below_root(path)) return real_unlinkat(folder, name, flags);
+    pthread_mutex_lock(&lock);
+    int result = real_unlinkat(folder, name, flags);
+    if (!result) record('U', 0, 0, path, strlen(path), NULL, 0);
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+
+int unlinkat(int folder, const char *name, int flags) { return gone_at(folder, name, flags); }
+
+int rmdir(const char *path) { return gone_at(AT_FDCWD, path, AT_REMOVEDIR); }
+
 int mkdir(const char *path, mode_t mode) {
     if (!below_root(path)) return real_mkdir(path, mode);
     pthread_mutex_lock(&lock);
     int result = real_mkdir(path, mode);
-    if (!result) record('M', 0, 0, path, strlen(path), NULL, 0);
+    struct stat status;
+    if (!result && !stat(path, &status)) record('M', status.st_ino, 0, path, strlen(path), NULL, 0);
     pthread_mutex_unlock(&lock);
     return result;
 }

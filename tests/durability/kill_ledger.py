@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,10 @@ class Killer:
             life.kill()
 
 
-def run(root: Path, kills: int, seed: int, store: str = "real", killer: type[Killer] = Killer) -> Tally:
+MakeKiller = Callable[[SmallWorld, random.Random, Tally], Killer]
+
+
+def run(root: Path, kills: int, seed: int, store: str = "real", killer: MakeKiller = Killer) -> Tally:
     """At least `kills` kills."""
     tally, chance, began = Tally(), random.Random(seed), time.monotonic()
     number = 0

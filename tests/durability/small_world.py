@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from node.acknowledged import Acknowledged
 from node.bookkeeper import Bookkeeper, Settings
+from node.ledger_peers import LedgerPeers
 from node.store import LevelStore, Store
-from node.witness_port import WitnessPort
 from protocol.ledger import genesis
 from protocol.ledger.genesis import Federation
 from protocol.signing import Signer
@@ -73,11 +74,11 @@ class SmallWorld:
         process = next(process for process, names in PROCESSES.items() if name in names)
         return self.home(process) / name.replace(" ", "-")
 
-    def bookkeeper(self, name: str, witnesses: WitnessPort, *, as_intended: bool = False) -> Bookkeeper:
+    def bookkeeper(self, name: str, peers: LedgerPeers, *, as_intended: bool = False) -> Bookkeeper:
         """One bookkeeper. `as_intended`: on the real store, whatever the world says."""
         store = STORES["real" if as_intended else self.store](self.ledger(name))
         issuer = signer(ISSUER) if name == WITNESS else None
-        return Bookkeeper(store, signer(name), federation(), issuer, self.now_ms, witnesses, Settings(hold=HOLD))
+        return Bookkeeper(store, signer(name), federation(), issuer, self.now_ms, peers, Settings(hold=HOLD))
 
 
 def federation() -> Federation:
@@ -105,9 +106,9 @@ class LazyStore(LevelStore):
     """Wrong: says that it is written when it is only going to be."""
 
     def __init__(self, folder: Path, write_buffer_bytes: int) -> None:
-        super().__init__(folder, write_buffer_bytes)
         self._later: queue.SimpleQueue[Mapping[bytes, bytes | None]] = queue.SimpleQueue()
         self._view: dict[bytes, bytes | None] = {}
+        super().__init__(folder, write_buffer_bytes)
         threading.Thread(target=self._write_later, daemon=True).start()
 
     def get(self, key: bytes, /) -> bytes | None:
@@ -126,6 +127,13 @@ class LazyStore(LevelStore):
             super().write(batch)
 
 
+class Forgetful(Acknowledged):
+    """Wrong: leaves it to LevelDB to make the names of its files durable."""
+
+    def note(self, writes: int) -> None:
+        """Nothing."""
+
+
 def _real(folder: Path) -> Store:
     return LevelStore(folder, WRITE_BUFFER_BYTES)
 
@@ -138,4 +146,11 @@ def _lazy(folder: Path) -> Store:
     return LazyStore(folder, WRITE_BUFFER_BYTES)
 
 
-STORES = {"real": _real, "unsynced": _unsynced, "lazy": _lazy}
+def _nameless(folder: Path) -> Store:
+    store = LevelStore(folder, WRITE_BUFFER_BYTES)
+    store._acknowledged.close()
+    store._acknowledged = Forgetful(folder)
+    return store
+
+
+STORES = {"real": _real, "nameless": _nameless, "unsynced": _unsynced, "lazy": _lazy}

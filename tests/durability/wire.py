@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from node.witness_port import WitnessUnreachable
+from node.ledger_peers import Answer, LedgerPeers, PeerUnreachable
 from protocol.codec import decode, encode
-from protocol.messages import Message
+from protocol.ids import NodeId
+from protocol.messages import Message, Rejected
 
 ANSWER_SECONDS = 5.0
 MAX_LINE = 4 * 1024 * 1024
@@ -99,19 +100,27 @@ async def listen(path: Path, handle: Callable[[Line], Awaitable[None]], nursery:
     nursery.start_soon(trio.serve_listeners, guarded, [trio.SocketListener(listening)])
 
 
-class RemoteWitness:
-    """The witness in another process: every question of `WitnessPort` under the bookkeeper's name for it."""
+class RemotePeers(LedgerPeers):
+    """Ledgers in other processes, by the socket that each one's process listens on."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, own: NodeId, sockets: Mapping[NodeId, Path]) -> None:
+        self._own = own
+        self._sockets = sockets
 
-    def __getattr__(self, question: str) -> Callable[[int, Message], Awaitable[Message]]:
-        async def ask(index: int, request: Message) -> Message:
-            try:
-                async with connect(self._path) as line:
-                    answer = await line.ask({"question": question, "message": encode(request).hex()})
-            except LineBroken as broken:
-                raise WitnessUnreachable(str(broken)) from None
-            return decode(bytes.fromhex(answer["message"]), MAX_LINE)
+    async def ask(self, node: NodeId, request: Message, expected: type[Answer]) -> Answer | Rejected:
+        """See `LedgerPeers`."""
+        if node not in self._sockets:
+            raise PeerUnreachable("it answers nobody")
+        question = {"peer": self._own.hex(), "message": encode(request).hex()}
+        try:
+            async with connect(self._sockets[node]) as line:
+                answer = decode(bytes.fromhex((await line.ask(question))["message"]), MAX_LINE)
+        except LineBroken as broken:
+            raise PeerUnreachable(str(broken)) from None
+        if not isinstance(answer, expected | Rejected):
+            raise PeerUnreachable(f"answered {type(answer).__name__}")
+        return answer
 
-        return ask
+    def connected(self) -> list[NodeId]:
+        """See `LedgerPeers`."""
+        return [node for node in self._sockets if node != self._own]

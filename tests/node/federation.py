@@ -17,7 +17,7 @@ from node.config import FreeSection, RealmSection
 from node.directory import Directory
 from node.engines.fake import FakeEngine
 from node.engines.port import Engine
-from node.ledger_service import LedgerService, RemoteWitness
+from node.ledger_service import LedgerService, NetworkPeers
 from node.loopback import loopback_pair
 from node.memory_network import MemoryHub, MemoryNetwork
 from node.memory_store import MemoryStore
@@ -98,7 +98,7 @@ class MemoryNode:
         self.signer = signer
         self.network = MemoryNetwork(hub, signer.node, RULES)
         self.directory = Directory(signer.node, now_ms)
-        witness = RemoteWitness(self.network, federation.genesis.witnesses, self.directory.addresses)
+        witness = NetworkPeers(self.network, self.directory.addresses)
         self.bookkeeper = Bookkeeper(MemoryStore(), signer, federation, issuer, now_ms, witness)
         self.ledger = LedgerService(self.bookkeeper, self.network)
         free = FreeSection(tokens_per_day=int(str(section.pop("free_tokens", 0))))

@@ -97,12 +97,12 @@ class ScriptedOperations:
             raise OperationFailed("there is no such entry")
         return {"name": name, "arguments": arguments}
 
-    async def stream(self, name: str, arguments: Json) -> AsyncIterator[Json]:
+    async def stream(self, name: str, arguments: Json, emit: Callable[[Json], Awaitable[None]]) -> None:
         """Two steps, then the end or the failure that the test wants."""
-        yield {"step": "fetch", "done_bytes": 1, "total_bytes": 2}
+        await emit({"step": "fetch", "done_bytes": 1, "total_bytes": 2})
         if self.broken_stream is not None:
             raise self.broken_stream
-        yield {"step": "convert", "done": True}
+        await emit({"step": "convert", "done": True})
 
 
 @dataclass

@@ -9,22 +9,13 @@ from dataclasses import dataclass, field
 import trio
 
 from node.bookkeeper import Bookkeeper, ChannelLease, Settings
+from node.ledger_peers import Answer, LedgerPeers, PeerUnreachable
 from node.memory_store import MemoryStore
 from node.store import Store
-from node.witness_port import WitnessPort, WitnessUnreachable
 from protocol.ids import NodeId
-from protocol.messages import (
-    Certificates,
-    FetchCertificates,
-    Pay,
-    Rejected,
-    RequestVote,
-    StoreCertificate,
-    Stored,
-    Voted,
-)
+from protocol.messages import FetchCertificates, Message, Pay, Rejected, RequestVote, StoreCertificate
 from protocol.signing import Signer
-from tests.protocol.ledger_world import FEDERATION, ISSUER, NOW, WITNESS
+from tests.protocol.ledger_world import ALICE, FEDERATION, ISSUER, NOW, WITNESS
 
 PRICES = (1_000, 3_000)
 QUOTE = bytes(32)
@@ -39,7 +30,10 @@ class Clock:
         return self.now
 
 
-class Cable(WitnessPort):
+NAMES: dict[type[Message], str] = {RequestVote: "vote", StoreCertificate: "store", FetchCertificates: "fetch"}
+
+
+class Cable(LedgerPeers):
     """The way to the witness. `cut` names the questions that get no answer; with `after`, the witness heard them."""
 
     def __init__(self) -> None:
@@ -48,28 +42,19 @@ class Cable(WitnessPort):
         self.after: set[str] = set()
         self.asked: list[str] = []
 
-    def _ask(self, what: str) -> Bookkeeper:
-        self.asked.append(what)
-        if what in self.cut or self.witness is None:
-            raise WitnessUnreachable("the cable is cut")
-        return self.witness
-
-    def _answered(self, what: str) -> None:
+    async def ask(self, node: NodeId, request: Message, expected: type[Answer]) -> Answer | Rejected:
+        what = NAMES.get(type(request), "other")
+        self.asked += [what] if what in NAMES.values() else []
+        if what in self.cut or self.witness is None or (what == "other" and self.cut):
+            raise PeerUnreachable("the cable is cut")
+        answer = await self.witness.answer(ALICE.node, request)
         if what in self.after:
-            raise WitnessUnreachable("the cable was cut before the answer")
-
-    async def vote(self, index: int, request: RequestVote) -> Voted | Rejected:
-        answer = await self._ask("vote").vote(request)
-        self._answered("vote")
+            raise PeerUnreachable("the cable was cut before the answer")
+        assert isinstance(answer, expected | Rejected)
         return answer
 
-    async def store(self, index: int, request: StoreCertificate) -> Stored | Rejected:
-        answer = await self._ask("store").store(request)
-        self._answered("store")
-        return answer
-
-    async def fetch(self, index: int, request: FetchCertificates) -> Certificates | Rejected:
-        return self._ask("fetch").fetch(request)
+    def connected(self) -> list[NodeId]:
+        return []
 
     def cut_all(self) -> None:
         self.cut = {"vote", "store", "fetch"}

@@ -1,5 +1,7 @@
 """Queries from end to end over fakes: paying, failing over, cancelling, refusing."""
 
+from dataclasses import replace
+
 import pytest
 import trio
 
@@ -180,3 +182,41 @@ async def test_a_worker_that_comes_back_gets_the_voucher_that_it_missed() -> Non
                 await trio.sleep(0.05)
         await federation.settle()
         assert (await federation.by_id(lost).bookkeeper.balance()).earned == share.amount
+
+
+# --- sub-accounts ---
+
+
+async def test_a_sub_account_pays_and_is_refused_when_it_has_nothing_left() -> None:
+    async with memory_federation(FakeEngine(), free_tokens=1_000) as federation:
+        books = federation.gateway.bookkeeper
+        child = await books.accounts.create("key laptop", b"k" * 32)
+        poor = await federation.gateway.ask(replace(question(max_tokens=5), payer=child))
+        assert poor.failed.code is ErrorCode.INSUFFICIENT_FUNDS  # no free lane for a key with a limit
+        await books.accounts.move(books.node, child, 1_000)
+        before = (await books.balance()).balance
+        answered = await federation.gateway.ask(replace(question(max_tokens=5), payer=child))
+        share = answered.completed.shares[0]
+        assert share.lane == "paid" and share.amount > 0
+        await federation.settle()
+        assert (await books.balance(child)).balance == 1_000 - share.amount
+        assert (await books.balance()).balance == before
+
+
+async def test_a_sub_accounts_limit_holds_for_the_nodes_own_card_too() -> None:
+    async with memory_federation(FakeEngine()) as federation:
+        [worker] = federation.workers
+        await federation.gateway.bookkeeper.grant(worker.signer.node, 1_000_000)
+        await worker.bookkeeper.sync()
+        child = await worker.bookkeeper.accounts.create("key laptop", b"k" * 32)
+        await worker.bookkeeper.accounts.move(worker.signer.node, child, 1_000)
+        own = await worker.ask(question(max_tokens=5))
+        assert own.completed.shares[0].lane == "own"
+        answered = await worker.ask(replace(question(max_tokens=5), payer=child))
+        assert answered.completed.shares[0].lane == "paid"
+        await federation.settle()
+        amount = answered.completed.shares[0].amount
+        assert (await worker.bookkeeper.balance(child)).balance == 1_000 - amount
+        assert (await worker.bookkeeper.balance()).earned == amount > 0
+        again = await worker.ask(replace(question(max_tokens=600), payer=child))
+        assert again.failed.code is ErrorCode.INSUFFICIENT_FUNDS

@@ -21,10 +21,10 @@ from node.bookkeeper import Bookkeeper
 from node.commands.screen import printable
 from node.federation import ledger_folder, load_genesis, load_issuer
 from node.identity import load_or_create_identity
+from node.ledger_peers import LedgerPeers, PeerUnreachable
 from node.paths import exclusive
 from node.store import LevelStore
 from node.version import VERSION
-from node.witness_port import WitnessPort, WitnessUnreachable
 from protocol.errors import ErrorCode
 from protocol.ids import NodeId, parse_peer_id, peer_id
 from protocol.messages import Message
@@ -231,7 +231,7 @@ def test_keys_are_made_listed_and_revoked(mtor: Mtor) -> None:
     code, listed, _ = mtor("keys", "list")
     assert "laptop" in listed and key.strip() not in listed
     [row] = json.loads(mtor("keys", "list", "--json")[1])
-    assert row["name"] == "laptop" and set(row) == {"id", "name", "created"}
+    assert row["name"] == "laptop" and set(row) == {"id", "name", "created", "account"} and row["account"] == ""
     assert mtor("keys", "revoke", row["id"])[0] == 0
     code, _, err = mtor("keys", "revoke", row["id"])
     assert code == cli.FAILED and "mtor keys list" in err
@@ -292,14 +292,15 @@ def test_joining_what_is_no_federation_fails_and_changes_nothing(
     assert json.loads(mtor("federation", "show", "--json")[1])["name"] == "home"
 
 
-class NoWitness(WitnessPort):
+class NoWitness(LedgerPeers):
     """The founder is its own witness and asks nobody."""
 
-    async def vote(self, index: int, request: Message) -> NoReturn:
+    async def ask(self, node: NodeId, request: Message, expected: object) -> NoReturn:
         """Nobody answers."""
-        raise WitnessUnreachable("there is none")
+        raise PeerUnreachable("there is none")
 
-    store = fetch = vote
+    def connected(self) -> list[NodeId]:
+        return []
 
 
 def grant(folder: Path, amount: int, to: NodeId | None = None) -> str:

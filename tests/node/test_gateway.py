@@ -392,6 +392,18 @@ async def test_with_keys_the_world_is_asked_for_one(tmp_path: Path) -> None:
         assert (await world.ask("GET", "/v1/models", headers={"Authorization": f"Bearer {first}"})).status == 401
 
 
+async def test_a_key_with_a_limit_names_the_account_that_pays(tmp_path: Path) -> None:
+    keys = ApiKeys(tmp_path)
+    limited, free = keys.create("laptop", peer_id(WORKER)), keys.create("phone")
+    for host in ("127.0.0.1", "0.0.0.0"):
+        async with gateway_world(tmp_path, saying("x"), host=host) as world:
+            wanted = [(limited, WORKER), (free, None)] + ([("sk-anything", None)] if host == "127.0.0.1" else [])
+            for key, payer in wanted:
+                asked = {"model": "auto", "messages": [{"role": "user", "content": "x"}]}
+                assert (await world.ask("POST", CHAT, asked, {"Authorization": f"Bearer {key}"})).status == 200
+                assert world.answers.asked[-1].payer == payer
+
+
 def test_keys_are_kept_as_hashes_in_a_private_file(tmp_path: Path) -> None:
     keys = ApiKeys(tmp_path)
     key = keys.create("laptop")

@@ -23,18 +23,27 @@ from node.federation import (
     load_issuer,
 )
 from node.identity import load_or_create_identity
-from node.ledger_service import HOME_GRANT, STREAMS_A_PEER, LedgerService, RemoteWitness, ask, open_bookkeeper
+from node.ledger_peers import PeerUnreachable
+from node.ledger_service import HOME_GRANT, STREAMS_A_PEER, LedgerService, NetworkPeers, ask, open_bookkeeper
 from node.memory_network import MemoryHub, MemoryNetwork
 from node.memory_store import MemoryStore
 from node.message_stream import MessageStream
 from node.network import NetworkError, StreamReset
-from node.witness_port import WitnessUnreachable
 from protocol.codec import body_hash, encode
 from protocol.errors import ErrorCode
 from protocol.framing import frame
 from protocol.ledger.genesis import create
-from protocol.messages import Cancel, FetchCertificates, FetchGenesis, GenesisAnswer, Rejected, RequestVote, Stored
-from protocol.params import LEDGER_PROTOCOL, MAX_RECORD_BYTES
+from protocol.messages import (
+    Cancel,
+    Certificates,
+    FetchCertificates,
+    FetchGenesis,
+    GenesisAnswer,
+    Rejected,
+    RequestVote,
+    Stored,
+)
+from protocol.params import LEDGER_PROTOCOL, MAX_RECORD_BYTES, MAX_REQUEST_BYTES
 from protocol.signing import Signer
 from tests.node.ledgers import PRICES, QUOTE, Clock, pay
 from tests.protocol.ledger_world import ALICE, BOB, ISSUER, NOW, WITNESS
@@ -60,7 +69,7 @@ class Net:
         network = MemoryNetwork(self.hub, signer.node)
         await self._nursery.start(network.run)
         issuer = ISSUER if signer.node == WITNESS.node else None
-        remote = RemoteWitness(network, FEDERATION.genesis.witnesses, lambda node: ())
+        remote = NetworkPeers(network, lambda node: ())
         bookkeeper = Bookkeeper(MemoryStore(), signer, FEDERATION, issuer, self.clock, remote)
         await self._nursery.start(bookkeeper.run)
         await self._nursery.start(LedgerService(bookkeeper, network).run)
@@ -115,9 +124,10 @@ async def test_anybody_may_ask_for_genesis_and_log() -> None:
             answer = await ask(alice.network, node.network.node, (), FetchGenesis())
             assert isinstance(answer, GenesisAnswer) and body_hash(answer.genesis) == FEDERATION.id
         bob = await wires.start(BOB)
-        remote = RemoteWitness(bob.network, [ALICE.node], lambda node: ())
-        copied = await remote.fetch(0, FetchCertificates(0, 10))
-        assert copied == witness.bookkeeper.fetch(FetchCertificates(0, 10))
+        remote = NetworkPeers(bob.network, lambda node: ())
+        request = FetchCertificates(0, 10)
+        copied = await remote.ask(ALICE.node, request, Certificates)
+        assert copied == await witness.bookkeeper.answer(BOB.node, request)
 
 
 async def test_what_is_no_request_is_rejected_and_what_is_no_message_costs_the_stream() -> None:
@@ -125,7 +135,7 @@ async def test_what_is_no_request_is_rejected_and_what_is_no_message_costs_the_s
         _, alice = [await wires.start(signer) for signer in (WITNESS, ALICE)]
         answer = await ask(alice.network, WITNESS.node, (), Cancel())
         assert isinstance(answer, Rejected) and answer.code == ErrorCode.MALFORMED
-        for bad in (frame(b"\xff"), frame(bytes(MAX_RECORD_BYTES + 129))):
+        for bad in (frame(b"\xff"), frame(bytes(MAX_REQUEST_BYTES + 1))):
             stream = await alice.network.open_stream(WITNESS.node, LEDGER_PROTOCOL)
             await stream.send(bad)
             with pytest.raises(StreamReset):
@@ -159,18 +169,18 @@ async def test_one_stream_carries_many_requests_and_a_peer_has_few_streams() -> 
 async def test_a_witness_that_is_away_or_talks_nonsense_is_unreachable() -> None:
     async with net() as wires:
         alice = await wires.start(ALICE)
-        remote = RemoteWitness(alice.network, [WITNESS.node, ALICE.node], lambda node: ())
-        with pytest.raises(WitnessUnreachable):
-            await remote.fetch(0, FetchCertificates(0, 1))
+        remote = NetworkPeers(alice.network, lambda node: ())
+        with pytest.raises(PeerUnreachable):
+            await remote.ask(WITNESS.node, FetchCertificates(0, 1), Certificates)
 
         async def nonsense(stream: object) -> None:
             messages = MessageStream(stream)  # type: ignore[arg-type]
             await messages.receive()
-            await messages.send(Stored(0))
+            await messages.send(Stored(0, 0))
 
         (await wires.stranger(BOB)).serve(LEDGER_PROTOCOL, nonsense)
-        with pytest.raises(WitnessUnreachable, match="answered Stored"):
-            await RemoteWitness(alice.network, [BOB.node], lambda node: ()).fetch(0, FetchCertificates(0, 1))
+        with pytest.raises(PeerUnreachable, match="answered Stored"):
+            await remote.ask(BOB.node, FetchCertificates(0, 1), Certificates)
 
 
 # --- files ---
@@ -202,7 +212,7 @@ def test_joining_keeps_what_was_before(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in kept] == [mine.body]
 
 
-@pytest.mark.parametrize("content", [b"", b"x", encode(Stored(1))])
+@pytest.mark.parametrize("content", [b"", b"x", encode(Stored(1, 0))])
 def test_a_damaged_genesis_is_said_not_replaced(tmp_path: Path, content: bytes) -> None:
     create_federation(tmp_path, "mine")
     genesis_path(tmp_path).write_bytes(content)

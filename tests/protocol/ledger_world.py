@@ -41,8 +41,10 @@ class Mapping:
         return self.values.get(key)
 
     def iterate(self, prefix: bytes = b"", start: bytes = b"", reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
-        assert not start and not reverse
-        return iter(sorted((key, value) for key, value in self.values.items() if key.startswith(prefix)))
+        assert not reverse
+        return iter(
+            sorted((key, value) for key, value in self.values.items() if key.startswith(prefix) and key >= start)
+        )
 
     def write(self, puts: certificates.Puts) -> None:
         for key, value in puts.items():
@@ -134,7 +136,7 @@ class World:
     def vote(self, order: Order) -> WitnessSignature:
         """This witness's vote, its lock written."""
         checked = self.check(order)
-        lock = votes.decide(self.federation, self.view, checked, self.now, self.witness)
+        lock = votes.decide(self.federation, self.view, checked, votes.Moment(self.now), self.witness)
         self.state.write({lock_key(checked.object, checked.version): lock.encode()})
         return WitnessSignature(self.index, lock.vote)
 

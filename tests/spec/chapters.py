@@ -88,6 +88,8 @@ def _cells(line: str) -> Row:
 
 def number(text: str) -> int:
     """The integer that a cell like `8 KiB`, `1,024`, `2^53-1` or `60 s` means, in the code's base unit."""
+    if text.startswith("-("):
+        return -number(text[2:-1])
     amount, _, unit = text.partition(" ")
     power = re.fullmatch(r"2\^(\d+)-1", amount)
     value = 2 ** int(power[1]) - 1 if power else int(amount.replace(",", ""))

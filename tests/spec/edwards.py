@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable
 
 Point = tuple[int, int]
+Extended = tuple[int, int, int, int]
 
 P = 2**255 - 19
 ORDER = 2**252 + 27742317777372353535851937790883648493
@@ -98,13 +99,23 @@ def add(left: Point, right: Point) -> Point:
 
 
 def times(scalar: int, point: Point) -> Point:
-    result = NEUTRAL
+    """The point added to itself; in coordinates (X : Y : Z : T) of RFC 8032, which need one division at the end."""
+    result, doubled = (0, 1, 1, 0), (*point, 1, point[0] * point[1] % P)
     while scalar:
         if scalar & 1:
-            result = add(result, point)
-        point = add(point, point)
+            result = _add_extended(result, doubled)
+        doubled = _add_extended(doubled, doubled)
         scalar >>= 1
-    return result
+    inverse = pow(result[2], P - 2, P)
+    return result[0] * inverse % P, result[1] * inverse % P
+
+
+def _add_extended(left: Extended, right: Extended) -> Extended:
+    a = (left[1] - left[0]) * (right[1] - right[0]) % P
+    b = (left[1] + left[0]) * (right[1] + right[0]) % P
+    c, d = 2 * D * left[3] * right[3] % P, 2 * left[2] * right[2] % P
+    e, f, g, h = b - a, d - c, d + c, b + a
+    return e * f % P, g * h % P, f * g % P, e * h % P
 
 
 def _x_of(y: int) -> int | None:

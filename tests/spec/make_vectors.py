@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import edwards
 from runners import RUNNERS, outcome
 from vector_json import to_json
 
-from protocol import params
+from protocol import messages, params
 from protocol.codec import body_hash, encode
 from protocol.exchange import Delivered, transcript_hash
 from protocol.framing import frame
@@ -28,33 +29,69 @@ from protocol.ids import NO_HASH, ChannelId, FederationId, NodeId, QueryId, Real
 from protocol.messages import (
     REGISTRY,
     Accept,
+    AccountState,
+    Attach,
+    Ballot,
+    Balloted,
     Begin,
     Cancel,
     Certificate,
     Certificates,
+    ChannelState,
     ChatRequest,
+    Checkpoint,
     Chunk,
     Close,
+    Commit,
+    Consent,
+    Decision,
     Device,
     Done,
+    DoubleVote,
     Envelope,
+    Equivocation,
     Error,
+    Evidence,
     FetchCertificates,
+    FetchEpoch,
+    FetchEvidence,
     FetchGenesis,
+    FetchHead,
+    FetchIds,
+    FetchRecords,
+    FetchSnapshot,
+    FetchStanding,
+    FetchState,
     Genesis,
     GenesisAnswer,
     Grant,
+    Head,
     Hold,
+    Ids,
+    Join,
+    Joined,
+    KeySince,
+    LedgerProof,
     Message,
     ModelOffer,
     Offer,
     Pay,
+    Promise,
+    Promised,
+    Propose,
     Query,
+    Records,
+    Recovery,
     Refund,
     Refuse,
     Rejected,
     RequestVote,
+    Rotate,
     Settled,
+    Snapshot,
+    Source,
+    Standing,
+    StateLeaves,
     StoreCertificate,
     Stored,
     Turn,
@@ -201,18 +238,107 @@ def samples() -> list[tuple[str, Message]]:
         ("request vote", RequestVote(encode(HOLD), ALICE.sign(FEDERATION, encode(HOLD)))),
         ("voted", Voted(30, BOB.sign(FEDERATION, encode(vote)))),
         ("store certificate", StoreCertificate(encode(certificate))),
-        ("stored", Stored(127)),
-        ("stored: 128 takes a byte more", Stored(128)),
-        ("stored: 256", Stored(256)),
-        ("stored: 65,536", Stored(65_536)),
-        ("stored: 2^32", Stored(2**32)),
-        ("stored: 2^53-1", Stored(params.MAX_INTEGER)),
+        ("stored", Stored(127, 0)),
+        ("stored: 128 takes a byte more", Stored(128, 0)),
+        ("stored: 256", Stored(256, 0)),
+        ("stored: 65,536", Stored(65_536, 0)),
+        ("stored: 2^32", Stored(2**32, 0)),
+        ("stored: 2^53-1", Stored(params.MAX_INTEGER, 0)),
         ("rejected", Rejected(35, "another order holds this account's number already")),
         ("fetch certificates", FetchCertificates(0, 256)),
         ("certificates", Certificates(5, 6, (encode(certificate),))),
         ("certificates: none", Certificates(6, 6, ())),
         ("fetch genesis", FetchGenesis()),
         ("genesis answer", GenesisAnswer(encode(genesis))),
+        *ledger_samples(genesis, certificate),
+    ]  # fmt: skip
+
+
+def ledger_samples(genesis: Genesis, certificate: Certificate) -> list[tuple[str, Message]]:
+    """Accounts of one owner, the end of an epoch, evidence, and what is asked about them."""
+    head = hashlib.sha256(BOB.node).digest()
+    consent = ALICE.sign(FEDERATION, encode(Consent(BOB.node, ALICE.node)))
+    other = encode(replace(HOLD, amount=1))
+    equivocation = Equivocation(
+        encode(HOLD), ALICE.sign(FEDERATION, encode(HOLD)), other, ALICE.sign(FEDERATION, other)
+    )
+    vote = certificate.votes[0].signature
+    snapshot = Snapshot(0, FEDERATION, 1, sha("a root"))
+    signed = BOB.sign(FEDERATION, encode(snapshot))
+    checkpoint = Checkpoint(
+        1, FEDERATION, NOW, 1, snapshot.root, sha("a state"), (Source(0, 1, snapshot.root, signed),)
+    )
+    identity = body_hash(encode(checkpoint))
+    promise = BOB.sign(FEDERATION, encode(Promise(0, 0, 0, NO_HASH)))
+    prepares, commits = (
+        (WitnessSignature(0, BOB.sign(FEDERATION, encode(Ballot(phase, 0, 0, identity)))),) for phase in (1, 2)
+    )
+    decision = Decision(encode(checkpoint), 0, commits)
+    account = AccountState(BOB.node, 0, 1, head, ALICE.node, 0, (), ())
+    channel = ChannelState(CHANNEL, HOLD.payer, HOLD.payee, HOLD.amount, HOLD.price_in, HOLD.price_out, HOLD.expiry_ms)
+    balances = {
+        "": 9_000 * params.MICRO,
+        ": -1": -1,
+        ": -32": -32,
+        ": -33 takes a byte more": -33,
+        ": -128": -128,
+        ": -129": -129,
+        ": -32,768": -32_768,
+        ": -32,769": -32_769,
+        ": -2^31": -(2**31),
+        ": below -2^31": -(2**31) - 1,
+        ": -(2^53-1)": -params.MAX_INTEGER,
+    }
+    return [
+        ("attach", Attach(BOB.node, 0, head, ALICE.node, consent, 0)),
+        ("move", messages.Move(BOB.node, 1, head, ALICE.node, 1, 0)),
+        ("recovery", Recovery(BOB.node, 2, head, ALICE.node, 1)),
+        ("rotate", Rotate(BOB.node, 3, head, ALICE.node, consent, 1)),
+        ("snapshot", snapshot),
+        ("checkpoint", checkpoint),
+        ("decision", decision),
+        ("fetch head", FetchHead(ALICE.node)),
+        ("head: nothing voted for", Head(0, 0, hashlib.sha256(ALICE.node).digest(), b"", b"")),
+        ("head", Head(0, 3, HOLD.previous, certificate.body, certificate.signature)),
+        ("fetch ids", FetchIds(0, 8_192)),
+        ("ids", Ids(5, 6, (body_hash(encode(HOLD)),))),
+        ("fetch records", FetchRecords((body_hash(encode(HOLD)), identity))),
+        ("records", Records((encode(certificate), encode(decision)))),
+        ("fetch epoch", FetchEpoch(0, 0, 1)),
+        ("consent", Consent(BOB.node, ALICE.node)),
+        ("equivocation", equivocation),
+        ("double vote", DoubleVote(0, encode(HOLD), vote, other, vote)),
+        ("promise: nothing prepared", Promise(0, 0, 0, NO_HASH)),
+        ("promise", Promise(0, 4, 1, identity)),
+        ("ballot: prepare", Ballot(1, 0, 0, identity)),
+        ("ballot: commit", Ballot(2, 0, 0, identity)),
+        *((f"account state{name}", replace(account, balance=balance)) for name, balance in balances.items()),
+        ("account state: rotated twice, a recovery key", replace(
+            account, keys=(KeySince(1, ALICE.node), KeySince(3, BOB.node)), recoveries=(KeySince(2, ALICE.node),)
+        )),
+        ("channel state", channel),
+        ("join", Join(0, 0)),
+        ("joined: nothing prepared", Joined(0, 1, snapshot.root, signed, promise, 0, b"", ())),
+        ("joined", Joined(0, 1, snapshot.root, signed, promise, 1, encode(checkpoint), prepares)),
+        ("propose", Propose(0, encode(checkpoint), (Promised(0, 0, NO_HASH, promise),), ())),
+        ("propose: what was prepared", Propose(4, encode(checkpoint), (Promised(0, 1, identity, promise),), prepares)),
+        ("commit", Commit(0, encode(checkpoint), prepares)),
+        ("balloted", Balloted(0, prepares[0].signature)),
+        ("fetch snapshot", FetchSnapshot(3, 0, 8_192)),
+        ("fetch state", FetchState(0, 256)),
+        ("state leaves", StateLeaves(encode(decision), 1, 0, 2, (encode(account), encode(channel)))),
+        ("state leaves: the first epoch", StateLeaves(b"", 0, 0, 0, ())),
+        ("fetch evidence", FetchEvidence(0, 64)),
+        ("evidence", Evidence(1, (encode(equivocation),))),
+        ("fetch standing", FetchStanding()),
+        ("standing", Standing(3, 1, 0, 0)),
+        ("standing: bounds", Standing(2**53 - 1, 1, 1, 1)),
+        ("ledger proof: an account", LedgerProof(
+            encode(genesis), encode(decision), encode(account), b"", 1, 2, (sha("a neighbour"),)
+        )),
+        ("ledger proof: an order that no checkpoint holds", LedgerProof(
+            encode(genesis), b"", encode(certificate), b"", 0, 0, ()
+        )),
     ]  # fmt: skip
 
 
@@ -231,6 +357,7 @@ def encodings() -> str:
 
 # Accept is [34, queue_position, wait_ms]; Settled is [42, cumulative]; Chunk is [37, index, units_out, text].
 GRANT_FIELDS = "c420" + "11" * 32 + "00 c420" + "22" * 32 + "c420" + "33" * 32 + "01 00"
+STATE_FIELDS, STATE_REST = "c420" + "11" * 32, "00" + ("c420" + "22" * 32) * 2 + "00 90 90"
 MALFORMED = [
     ("nothing", ""),
     ("an integer", "22"),
@@ -240,7 +367,7 @@ MALFORMED = [
     ("nil", "c0"),
     ("no number", "92a12200"),
     ("number 0", "9100"),
-    ("number 60", "913c"),
+    ("number 90", "915a"),
     ("number 127", "917f"),
     ("number 128", "91cc80"),
     ("the number is true", "92c300"),
@@ -303,6 +430,13 @@ MALFORMED = [
     ("a thousand arrays deep", "91" * 999 + "90"),
     ("a key of 31 bytes", "94 08 c41f" + "11" * 31 + "c420" + "0c" * 32 + "00"),
     ("a key of 33 bytes", "94 08 c421" + "11" * 33 + "c420" + "0c" * 32 + "00"),
+    ("a balance below -(2^53-1)", "99 45" + STATE_FIELDS + "d3ffe0000000000000" + STATE_REST),
+    ("a balance of -1 in two bytes", "99 45" + STATE_FIELDS + "d0ff" + STATE_REST),
+    ("a balance of -33 in three bytes", "99 45" + STATE_FIELDS + "d1ffdf" + STATE_REST),
+    ("a balance of 5 as a signed byte", "99 45" + STATE_FIELDS + "d005" + STATE_REST),
+    ("a next number of -1", "99 45" + STATE_FIELDS + "00 ff" + STATE_REST[2:]),
+    ("a ballot of phase 0", "95 44 00 00 00 c420" + "11" * 32),
+    ("a ballot of phase 3", "95 44 03 00 00 c420" + "11" * 32),
     ("more features than 32", "98 11 c420" + "11" * 32 + "00 00 01 90 90 dc0021" + "01" * 33),
 ]  # fmt: skip
 

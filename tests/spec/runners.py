@@ -17,6 +17,7 @@ from protocol.errors import ProtocolError, Refused
 from protocol.framing import FrameReader
 from protocol.gossip import judge_offer
 from protocol.ids import FederationId, NodeId, QueryId, node_id, parse_peer_id, peer_id, realm_id
+from protocol.ledger.orders import MissingPredecessor
 from protocol.messages import ChatRequest, Query
 from protocol.offers import newest_record, open_offer, record_valid
 from protocol.signing import Signer, open_envelope, signed_bytes, verify
@@ -29,6 +30,8 @@ def outcome(runner: Runner, given: dict[str, Json]) -> dict[str, Json]:
     """`{"expect": result}` or `{"error": name}`, as a case writes it."""
     try:
         return {"expect": runner(given)}
+    except MissingPredecessor as refusal:
+        return {"error": f"missing {refusal.code.name}"}
     except Refused as refusal:
         return {"error": refusal.code.name}
     except ProtocolError as error:

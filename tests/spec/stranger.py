@@ -57,7 +57,18 @@ def pack(value: Json) -> bytes:
 
 
 def _pack_int(value: int) -> bytes:
+    if value < 0:
+        return _pack_negative(value)
     return bytes([value]) if value < 128 else _header(value, [(1, 0xCC), (2, 0xCD), (4, 0xCE), (8, 0xCF)])
+
+
+def _pack_negative(value: int) -> bytes:
+    if value >= -32:
+        return bytes([256 + value])
+    size, byte = next(
+        form for form in ((1, 0xD0), (2, 0xD1), (4, 0xD2), (8, 0xD3)) if value >= -(128 << 8 * (form[0] - 1))
+    )
+    return bytes([byte]) + value.to_bytes(size, "big", signed=True)
 
 
 def _header(number: int, forms: list[tuple[int, int]]) -> bytes:
@@ -90,8 +101,11 @@ class Unpacker:
 
     def _value(self, depth: int) -> Json:
         first = self._number(1)
-        if first < 0x80:
-            return first
+        if first < 0x80 or first >= 0xE0:
+            return first if first < 0x80 else first - 256
+        if 0xD0 <= first < 0xD4:
+            size = 1 << first - 0xD0
+            return int.from_bytes(self._take(size), "big", signed=True)
         if 0x90 <= first < 0xA0:
             return self._array(first & 0x0F, depth)
         if 0xA0 <= first < 0xC0:
@@ -331,11 +345,3 @@ RUNNERS = {
     "envelope": _envelope,
     "exchange": _exchange,
 }
-
-
-def outcome(kind: str, given: dict[str, Json]) -> dict[str, Json]:
-    """`{"expect": result}` or `{"error": name}`."""
-    try:
-        return {"expect": RUNNERS[kind](given)}
-    except (Malformed, BadSignature, IllegalMove) as error:
-        return {"error": type(error).__name__}

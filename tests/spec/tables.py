@@ -55,7 +55,8 @@ def bounds_text(hint: Any) -> str:
 
 def number_text(value: int) -> str:
     """An integer as the chapters write it."""
-    return "2^53-1" if value == params.MAX_INTEGER else f"{value:,}"
+    named = {params.MAX_INTEGER: "2^53-1", -params.MAX_INTEGER: "-(2^53-1)"}
+    return named.get(value, f"{value:,}")
 
 
 def _span(bounds: Length, unit: str) -> str:

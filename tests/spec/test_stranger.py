@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import stranger
+import stranger_runners
 
 HERE = Path(__file__).parent
 VECTORS = HERE.parents[1] / "spec" / "vectors"
 CASES = [
     pytest.param(kind, case, id=f"{kind}: {case['name']}")
-    for kind in stranger.RUNNERS
+    for kind in {**stranger.RUNNERS, **stranger_runners.RUNNERS}
     for case in json.loads((VECTORS / f"{kind}.json").read_text(encoding="utf-8"))["cases"]
 ]
 
@@ -22,26 +23,34 @@ CASES = [
 @pytest.mark.parametrize(("kind", "case"), CASES)
 def test_case(kind: str, case: dict[str, Any]) -> None:
     expected = {key: case[key] for key in ("expect", "error") if key in case}
-    assert stranger.outcome(kind, case["input"]) == expected
+    assert stranger_runners.outcome_of(kind, case["input"]) == expected
 
 
-@pytest.mark.parametrize("name", ["stranger.py", "chapters.py", "edwards.py"])
+OWN = {"chapters", "edwards", "stranger", "stranger_ledger", "stranger_epochs", "stranger_proofs", "stranger_runners"}
+OTHERS = {
+    "__future__",
+    "collections.abc",
+    "copy",
+    "dataclasses",
+    "functools",
+    "hashlib",
+    "pathlib",
+    "re",
+    "typing",
+}
+
+
+@pytest.mark.parametrize("name", sorted(OWN))
 def test_the_stranger_knows_the_chapters_alone(name: str) -> None:
     imported: set[str] = set()
-    for node in ast.walk(ast.parse((HERE / name).read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse((HERE / f"{name}.py").read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             imported.add(str(node.module))
         if isinstance(node, ast.Import):
             imported |= {alias.name for alias in node.names}
-    known = {
-        "__future__",
-        "collections.abc",
-        "dataclasses",
-        "hashlib",
-        "pathlib",
-        "re",
-        "typing",
-        "chapters",
-        "edwards",
-    }
-    assert imported <= known
+    assert imported <= OWN | OTHERS
+
+
+def test_the_stranger_answers_every_kind_of_the_ledger() -> None:
+    kinds = {path.stem for path in VECTORS.glob("*.json") if path.stem.startswith(("ledger_", "merkle", "pricing"))}
+    assert kinds == set(stranger_runners.RUNNERS)

@@ -1,0 +1,122 @@
+"""Proofs of misbehaviour: kept, handed on, shown.
+
+Rule: a proof is checked before it is kept or forwarded, kept once, and needs nobody's word. An account that equivocated
+gets no votes from this node until the epoch ends.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from node.ledger_writer import LedgerWriter
+from node.store import Store
+from protocol import params
+from protocol.codec import decode_as, encode
+from protocol.errors import ProtocolError, Refused
+from protocol.gossip import Verdict
+from protocol.ids import NodeId, peer_id, short
+from protocol.ledger.evidence import Proof, open_proof
+from protocol.ledger.genesis import Federation
+from protocol.ledger.orders import MissingPredecessor
+from protocol.ledger.state import Draft, Verify, View, number
+from protocol.messages import Evidence, FetchEvidence
+
+log = logging.getLogger("mtor.ledger")
+
+WAITING = 32  # proofs found here that wait to be gossiped
+
+
+class EvidenceKeeper:
+    """One node's proofs."""
+
+    def __init__(self, federation: Federation, store: Store, writer: LedgerWriter, verify: Verify) -> None:
+        self._federation = federation
+        self._store = store
+        self._writer = writer
+        self._verify = verify
+        self._to_tell: list[bytes] = []
+
+    def found(self, proof: Proof) -> None:
+        """A proof that this node made and stored: others are to hear of it."""
+        log.warning("%s", described(proof))
+        self._tell(proof.record)
+
+    def _tell(self, record: bytes) -> None:
+        if len(self._to_tell) < WAITING:
+            self._to_tell.append(record)
+
+    def to_tell(self) -> list[bytes]:
+        """Gossip messages that are to be published; each is handed out once."""
+        records, self._to_tell = self._to_tell, []
+        return [encode(Evidence(1, (record,))) for record in records]
+
+    def judge(self, data: bytes) -> Verdict:
+        """What to do with a gossiped proof: forward it if it is true and new here."""
+        try:
+            message = decode_as(Evidence, data, params.MAX_EVIDENCE_BYTES + params.HASH_BYTES)
+            if len(message.records) != 1:
+                return Verdict.REJECT
+            proof = self._open(message.records[0])
+        except MissingPredecessor:
+            return Verdict.IGNORE  # about what is not known here
+        except ProtocolError:
+            return Verdict.REJECT
+        return Verdict.ACCEPT if proof.puts(View(self._store)) else Verdict.IGNORE
+
+    async def take(self, record: bytes) -> bool:
+        """Keep a proof. False if it was known or counts for nothing. Raises `Refused`."""
+        proof = self._open(record)
+
+        def decide(draft: Draft) -> bool:
+            puts = proof.puts(View(draft))
+            draft.update(puts)
+            return bool(puts)
+
+        fresh = await self._writer.commit(decide)
+        if fresh:
+            log.warning("%s", described(proof))
+        return fresh
+
+    async def take_all(self, evidence: Evidence) -> None:
+        """Keep what a peer knows; what is not true is left out."""
+        for record in evidence.records:
+            try:
+                await self.take(record)
+            except Refused as refusal:
+                log.debug("no proof: %s", refusal)
+
+    def _open(self, record: bytes) -> Proof:
+        return open_proof(self._federation, View(self._store, self._verify), record)
+
+    def fetch(self, request: FetchEvidence) -> Evidence:
+        """What is known here, as much as fits."""
+        records = [value[8:] for _, _, value in self._stored()]
+        return Evidence(len(records), tuple(records[request.start : request.start + request.limit]))
+
+    def listed(self) -> list[dict[str, Any]]:
+        """What is known here, for people."""
+        shown = []
+        for kind, subject, value in self._stored():
+            who = peer_id(NodeId(subject)) if kind == b"e" else peer_id(self._witness(subject[0]))
+            what = "two orders with one number" if kind == b"e" else "two votes for one number"
+            shown.append({"who": who, "signed": what, "epoch": number(value[:8]), "proof": value[8:].hex()})
+        return shown
+
+    def _witness(self, index: int) -> NodeId:
+        return NodeId(self._federation.witness(index))
+
+    def _stored(self) -> list[tuple[bytes, bytes, bytes]]:
+        epoch = View(self._store).epoch
+        pairs = [(kind, key[1:], value) for kind in (b"e", b"w") for key, value in self._store.iterate(kind)]
+        return [entry for entry in pairs if entry[0] == b"w" or number(entry[2][:8]) == epoch]
+
+
+def described(proof: Proof) -> str:
+    """A sentence for the log."""
+    if proof.account is None:
+        return f"witness {proof.witness} voted for two orders with one number; the proof is kept"
+    return (
+        f"account {short(proof.account)} signed two orders with one number: it gets no votes until epoch "
+        f"{proof.epoch} ends; the proof is kept"
+    )
