@@ -393,7 +393,7 @@ class Seat:
             snapshot = encoded("Snapshot", epoch=ledger.epoch, previous=ledger.checkpoint, **held)
             ledger.federation.check_key(source["witness"], snapshot, source["signature"])
         earliest, latest = step["now_ms"] - limit("CHECKPOINT_LAG"), step["now_ms"] + limit("CLOCK_SKEW")
-        require(ledger.time_ms < checkpoint["time_ms"] and earliest <= checkpoint["time_ms"] <= latest, "INVALID_REQUEST")
+        require(max(earliest, ledger.time_ms + 1) <= checkpoint["time_ms"] <= latest, "INVALID_REQUEST")
         found = outcome(ledger, united(step["union"]), checkpoint["time_ms"]).summary
         require(all(checkpoint[name] == value for name, value in found.items()), "BAD_QUORUM")
 
