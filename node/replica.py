@@ -322,11 +322,14 @@ class Replica:
         known = View(self._store).log_length
         start = max(0, known - 1)  # the last one that is known here too: the logs must agree on it
         answer = await self.ask(witness, FetchCertificates(start, params.MAX_CERTIFICATES), Certificates)
+        if answer.total > known and not answer.certificates and known:  # pruned there; what follows may be there
+            start = known
+            answer = await self.ask(witness, FetchCertificates(start, params.MAX_CERTIFICATES), Certificates)
         if answer.total > known and not answer.certificates:
             return await self._join_late(witness)
         if known and answer.total < known:
             await self._give_back(witness, answer.total)
-        if known:
+        if start < known:
             self._check_same_log(answer, known)
         fresh = answer.certificates[known - start :]
         for record in _runs(fresh):
