@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import trio
 import trio.testing
@@ -12,8 +14,10 @@ from node.memory_store import MemoryStore
 from protocol.codec import encode
 from protocol.errors import ErrorCode, Refused
 from protocol.ids import NO_HASH, NodeId
+from protocol.ledger.checkpoints import Union, epoch_orders, is_decision
 from protocol.ledger.state import View, first_head
 from protocol.messages import (
+    Checkpoint,
     Close,
     Evidence,
     FetchEvidence,
@@ -534,3 +538,38 @@ async def test_the_log_is_open_to_all_and_answers_what_it_can() -> None:
         assert head == Head(0, 0, first_head(CAROL.node), b"", b"")
         assert isinstance(await witness.answer(CAROL.node, Close(bytes(32), b"x", bytes(64))), Rejected)  # type: ignore[arg-type]
         assert replica.MAX_ANSWER_BYTES > 0
+
+
+class _NoSource:
+    """Whoever has the orders of a checkpoint keeps them back."""
+
+    async def union(self, checkpoint: Checkpoint) -> list[bytes]:
+        raise Refused(ErrorCode.OVERLOADED, "nobody tells")
+
+    async def records(self, ids: Sequence[bytes]) -> list[bytes]:
+        raise Refused(ErrorCode.OVERLOADED, "nobody tells")
+
+
+async def test_every_union_that_was_prepared_can_be_adopted_from_memory() -> None:
+    """A later round may go back to what was prepared before the last, and its coordinator may keep the orders back."""
+    async with world_of(4) as world:
+        alice, bob = await begun(world)
+        late = world.witnesses[3]
+        world.away.add(late.node)  # it lacks what comes now
+        await query(alice, bob)
+        await bob.close_idle(0)
+        whole = epoch_orders(world.stores[world.witnesses[0].node])
+        world.clock.now += world.federation.genesis.epoch_length_ms
+        await world.first.epochs.end()
+        decision = next(
+            message.certificate
+            for _, _, message in reversed(world.asked)
+            if isinstance(message, StoreCertificate) and is_decision(message.certificate)
+        )
+        ledger, store = world.books[late.node], world.stores[late.node]
+        some = Union(dict(list(whole.certificates.items())[:1]))
+        for union in (whole, some):  # prepared in two rounds, one after the other
+            store.write(ledger._checkpoints.keep_prepared(store.snapshot(), union))
+        assert await ledger._checkpoints.adopt(decision, _NoSource())
+        assert ledger.epochs.status().epoch == 1
+        await all_true(world)
