@@ -1,8 +1,8 @@
 """A second implementation of the wire, made from the chapters alone.
 
 Rule: nothing of `protocol/` is imported, and no MessagePack library. Messages, bounds and legal moves are read out of
-the Markdown tables; what remains is written by the text of chapters 01, 02 and 04. If this passes the vectors, the
-chapters suffice, as far as these vectors go.
+the Markdown tables; what remains is written by the text of the chapters: here 01, 02 and 04, in `stranger_…` the
+others. If this passes the vectors, the chapters suffice, as far as these vectors go.
 """
 
 from __future__ import annotations

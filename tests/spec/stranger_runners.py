@@ -1,4 +1,4 @@
-"""The second implementation's answers to the ledger's vectors.
+"""The second implementation's answers to all vectors.
 
 Rule: as in `stranger`: nothing of `protocol/` is imported.
 """
@@ -35,6 +35,7 @@ from stranger_ledger import (
     require,
     take_proof,
 )
+from stranger_offers import RUNNERS as OFFERS
 from stranger_proofs import ledger_of, shown_by
 
 Json = Any
@@ -167,6 +168,8 @@ def _export(given: dict[str, Json]) -> Json:
 
 
 RUNNERS = {
+    **stranger.RUNNERS,
+    **OFFERS,
     "pricing": _pricing,
     "ledger_genesis": _genesis,
     "ledger_voucher": _voucher,
@@ -189,9 +192,8 @@ RUNNERS = {
 
 def outcome_of(kind: str, given: dict[str, Json]) -> dict[str, Json]:
     """`{"expect": result}` or `{"error": name}`, of any kind."""
-    runner = RUNNERS.get(kind) or stranger.RUNNERS[kind]
     try:
-        return {"expect": runner(given)}
+        return {"expect": RUNNERS[kind](given)}
     except Refused as refusal:
         return {"error": f"missing {refusal.code}" if refusal.missing else refusal.code}
     except (Malformed, BadSignature, IllegalMove) as error:
