@@ -192,6 +192,7 @@ class CheckpointKeeper:
             draft.update(adoption.puts)
             kept = (key for kind in (_RECORD, _UNION) for key, _ in snapshot.iterate(kind))
             draft.update(dict.fromkeys((*kept, _PREPARED)))
+            self._journal.record_checkpoint(draft, data, self._clock())
             self._explain(draft, adoption)
 
         await trio.to_thread.run_sync(self._beginning, epoch + 1)
@@ -217,7 +218,12 @@ class CheckpointKeeper:
                 return False
             puts = await trio.to_thread.run_sync(begin_from, snapshot, data, leaves, position)
             await trio.to_thread.run_sync(self._beginning, checkpoint.epoch)
-            await self._writer.commit(lambda draft: draft.update(puts))
+
+            def begin(draft: Draft) -> None:
+                draft.update(puts)
+                self._journal.record_checkpoint(draft, data, self._clock())
+
+            await self._writer.commit(begin)
         self._changed()
         return True
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from node.store import Snapshot
-from protocol.codec import decode
+from protocol.codec import body_hash, decode, decode_as
 from protocol.errors import ErrorCode, Refused
 from protocol.ids import NO_HASH, ChannelId, NodeId, QueryId, peer_id
 from protocol.ledger.certificates import open_certificate
 from protocol.ledger.channels import open_voucher
 from protocol.ledger.orders import CheckedOrder
 from protocol.ledger.state import Draft, Iterable, Reader, View, number, read_number, u64
-from protocol.messages import Attach, Close, Grant, Hold, Move, Pay, Recovery, Refund, Rotate
+from protocol.messages import Attach, Checkpoint, Close, Decision, Grant, Hold, Move, Pay, Recovery, Refund, Rotate
 from protocol.pricing import format_credits
 
 JOURNAL_LENGTH = b"m:journal"
@@ -88,6 +88,13 @@ class Journal:
         entry = self._settled(View(draft), Refund(NodeId(NO_HASH), channel, now_ms))
         if entry is not None:
             _append(draft, hashlib.sha256(b"mtor/refund/1\0" + channel).digest(), {**entry, "time_ms": now_ms})
+
+    def record_checkpoint(self, draft: Draft, decision: bytes, now_ms: int) -> None:
+        """Write down that an epoch began."""
+        body = decode_as(Decision, decision).body
+        checkpoint = decode_as(Checkpoint, body)
+        entry = {"kind": "checkpoint", "amount": 0, "counterparty": "", "epoch": checkpoint.epoch}
+        _append(draft, body_hash(body), {**entry, "orders": checkpoint.count, "time_ms": now_ms})
 
     def record_void(self, draft: Draft, identity: bytes, now_ms: int) -> None:
         """Write down that an epoch change made an order void: its entry counts for nothing."""
@@ -316,7 +323,12 @@ def _rotate_sentence(entry: Json) -> str:
     return f"The key of your account {entry['account'][-8:]} was changed to {entry['counterparty'][-8:]}."
 
 
+def _checkpoint_sentence(entry: Json) -> str:
+    return f"Epoch {entry['epoch']} began: {entry['orders']:,} orders of the one before count for good."
+
+
 _SENTENCES = {
+    "checkpoint": _checkpoint_sentence,
     "attach": _attach_sentence,
     "recovery": _recovery_sentence,
     "rotate": _rotate_sentence,

@@ -90,7 +90,7 @@ def when(time_ms: int | None) -> str:
 
 def tail(account: str) -> str:
     """The end of a peer id, which tells accounts apart on a screen."""
-    return f"…{account[-8:]}"
+    return f"…{account[-8:]}" if account else ""
 
 
 def _counted(channel: Json) -> str:

@@ -26,7 +26,18 @@ from protocol.framing import frame
 from protocol.ids import ChannelId, QueryId, peer_id
 from protocol.ledger.proofs import check_proof
 from protocol.ledger.state import View, account_key, double_vote_key, equivocation_key, u64
-from protocol.messages import Ballot, Certificate, Checkpoint, Decision, Pay, StateLeaves, WitnessSignature
+from protocol.messages import (
+    Ballot,
+    Certificate,
+    Checkpoint,
+    Decision,
+    Hold,
+    Pay,
+    RequestVote,
+    StateLeaves,
+    Voted,
+    WitnessSignature,
+)
 from protocol.params import HOURS, REFUND_DELAY
 from protocol.signing import Signer
 from tests.node.ledgers import PRICES, QUOTE, TRANSCRIPT, pay
@@ -238,10 +249,10 @@ async def test_every_kind_of_entry_is_explained() -> None:
         assert "signed by the payer" in receipt_words(kept)
         held = await alice.show(next(e["id"] for e in await alice.history() if e["kind"] == "hold"))
         assert held["kind"] == "channel" and held["role"] == "payer" and held["order"]["witnesses"]
-        checkpoint = View(world.stores[ALICE.node]).reader.get(b"k" + u64(1))
-        assert checkpoint is not None
-        told = await alice.show(checkpoint.hex()[:20])
-        assert told["kind"] == "checkpoint" and "1 of 1 witnesses committed" in told["sentence"]
+        assert shown["checkpoint"]["kind"] == "checkpoint"
+        assert "1 of 1 witnesses committed" in shown["checkpoint"]["sentence"]
+        latest = (await alice.history(1))[0]
+        assert latest["kind"] == "checkpoint" and latest["sentence"].startswith("Epoch 1 began: 4 orders")
 
 
 async def test_sub_accounts_and_keys_are_explained() -> None:
@@ -277,7 +288,33 @@ async def test_an_expired_hold_came_back_and_is_explained() -> None:
         assert "2 cr had been locked" in "\n".join(why_lines(why))
 
 
-async def test_pruned_and_void_orders_are_told_from_the_journal() -> None:
+async def test_a_void_order_counts_for_nothing_and_is_told(tmp_path: Path) -> None:
+    """Certified, and known to its owner alone when the epoch ends."""
+    async with world_of(4) as world:
+        alice, _ = await begun(world)
+        account = View(world.stores[ALICE.node]).account(ALICE.node)
+        fields = (ALICE.node, account.next_sequence, account.head, BOB.node, 1_000_000, *PRICES, NOW + HOURS, QUOTE, 0)
+        body = encode(Hold(*fields))
+        request = RequestVote(body, ALICE.sign(world.federation.id, body))
+        votes = []
+        for witness in world.witnesses[:3]:
+            voted = await world.books[witness.node].answer(ALICE.node, request)
+            assert isinstance(voted, Voted)
+            votes.append(WitnessSignature(voted.witness, voted.signature))
+        certificate = encode(Certificate(body, request.signature, tuple(votes)))
+        assert (await taken(alice, made_up(tmp_path / "file", world.federation.body, certificate))).fresh == 1
+        identity = body_hash(body).hex()
+        assert (await alice.show(identity))["kind"] == "channel" and (await alice.balance()).held == 1_000_000
+        await end_epoch(world)
+        told = await alice.show(identity)
+        assert (told["kind"], told["entry"]) == ("void", "hold") and "counts for nothing" in told["sentence"]
+        entry = next(entry for entry in await alice.history() if entry["id"] == identity)
+        assert entry["amount"] == 0 and entry["was"] == -1_000_000 and "void" in entry["sentence"]
+        why = alice.reports().why(ALICE.node)
+        assert parts(why) == {"granted": CREDITS} and why["adds_up"]
+
+
+async def test_pruned_orders_are_told_from_the_journal() -> None:
     async with world_of(1) as world:
         alice, bob = await begun(world, keep_epochs=1)
         grant = (await alice.history())[0]["id"]
