@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from heapq import nlargest
 
 from node.journal import Json
-from protocol.ids import NodeId, peer_id
+from protocol.ids import NodeId, parse_peer_id, peer_id
+from protocol.ledger.families import related
 from protocol.ledger.genesis import Federation
 from protocol.ledger.state import Account, Base, Channel, Iterable, View
 from protocol.pricing import format_credits
@@ -34,7 +35,7 @@ def findings(federation: Federation, reader: Iterable, audit: Json, votes: Count
         *_overdue(audit),
         *_silent(federation, audit, votes),
         *_circles(reader),
-        *_alone(audit),
+        *_alone(View(reader), audit),
         *_newcomers(reader),
     ]
     return sorted(found, key=lambda finding: finding["level"] != WRONG)
@@ -137,9 +138,11 @@ def _silent(federation: Federation, audit: Json, votes: Counter[int]) -> Iterato
             )
 
 
-def _alone(audit: Json) -> Iterator[Json]:
+def _alone(view: View, audit: Json) -> Iterator[Json]:
     for pair in audit["channels"]["only_with_one_another"]:
         first, second = pair["accounts"]
+        if related(view, parse_peer_id(first), parse_peer_id(second)):  # an owner and its sub-account say so openly
+            continue
         yield _finding(
             ODD,
             "pair",

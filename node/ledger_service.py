@@ -29,7 +29,7 @@ from node.witness_memory import WitnessMemory
 from protocol import params
 from protocol.codec import decode_as
 from protocol.errors import Malformed, Refused
-from protocol.ids import ChannelId, NodeId, short
+from protocol.ids import ChannelId, NodeId, peer_id, short
 from protocol.messages import Evidence, Message, Pay, Rejected, Settled
 from protocol.signing import Signer
 
@@ -42,6 +42,7 @@ ANSWER_SECONDS = 10.0  # dialling, the request, the witness's disk, the answer
 REQUEST_SECONDS = 30.0  # a stream without a request for this long is closed
 DELIVERY_SECONDS = 2.0  # between two tries to bring a worker a voucher that it may have missed
 SYNC_SECONDS = 30.0  # between two looks at the witnesses' logs
+STARTING_SECONDS = 3.0  # to find the first peers
 RETRY_SECONDS = 5.0  # the same while they cannot be read
 REQUESTS_A_STREAM = 1_024
 STREAMS_A_PEER = 16  # a witness asks for many owners' orders at a time
@@ -69,7 +70,7 @@ class NetworkPeers(LedgerPeers):
             with trio.move_on_after(ANSWER_SECONDS):
                 answer = await ask(self._network, node, self._addresses(node), request)
         except (NetworkError, Malformed) as error:
-            raise PeerUnreachable(str(error)) from None
+            raise PeerUnreachable(str(error).removeprefix(f"{peer_id(node)} ")) from None
         if isinstance(answer, expected | Rejected):
             return answer
         why = f"no answer within {ANSWER_SECONDS:.0f} s" if answer is None else f"answered {type(answer).__name__}"
@@ -99,6 +100,8 @@ class LedgerService:
         self._bookkeeper = bookkeeper
         self._network = network
         self._streams: Counter[NodeId] = Counter()
+        self._began = 0.0
+        self._told = False
         self._behind = ""  # why the last look at the witnesses failed
 
     async def run(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -112,6 +115,7 @@ class LedgerService:
             await nursery.start(self._hear_evidence)
             nursery.start_soon(self._keep_telling)
             task_status.started()
+            self._began = trio.current_time()
             while True:
                 await self._sync()
                 await trio.sleep(RETRY_SECONDS if self._behind else SYNC_SECONDS)
@@ -170,11 +174,13 @@ class LedgerService:
         """Fetch what is new; say once when that stops to work."""
         try:
             await self._bookkeeper.sync()
-            self._behind = ""
+            self._behind, self._told = "", False
         except Refused as refusal:
-            if not self._behind:
-                log.warning("the ledger is not up to date: %s", refusal)
             self._behind = refusal.message
+            starting = trio.current_time() - self._began < STARTING_SECONDS  # nobody is connected yet
+            if not (self._told or starting):
+                log.warning("the ledger is not up to date: %s", refusal.message)
+                self._told = True
 
     def problems(self) -> list[str]:
         """What is wrong with the ledger now, each with the fix."""
