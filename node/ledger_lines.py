@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from protocol.codec import decode
 from protocol.errors import Malformed, Refused
-from protocol.ids import NO_HASH, NodeId
+from protocol.ids import NodeId
 from protocol.ledger.certificates import open_certificate
 from protocol.ledger.families import related
 from protocol.ledger.genesis import Federation
@@ -222,9 +222,3 @@ def hold_of(view: View, channel: bytes) -> Hold | None:
     """The order that opened a channel; None if it was pruned."""
     order = order_of(view, channel)
     return order if isinstance(order, Hold) else None
-
-
-def quote_of(view: View, channel: bytes) -> bytes:
-    """The quote that a channel's prices came from; NO_HASH if it is not known here."""
-    hold = hold_of(view, channel)
-    return NO_HASH if hold is None else hold.quote

@@ -7,7 +7,7 @@ the end of their peer id; the whole id stands in the JSON.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from node.journal import Json, sentence
 from protocol.pricing import format_credits
@@ -177,8 +177,3 @@ _EXPLAINED: dict[str, Callable[[Json], str]] = {
     "void": _void,
     "forgotten": _forgotten,
 }
-
-
-def listed(names: Sequence[str]) -> str:
-    """Some names in a row."""
-    return ", ".join(tail(name) for name in names)

@@ -299,6 +299,11 @@ def _print_audit(found: Json) -> None:
             "federation": printable(f"{found['name']} {found['federation']}"),
             "epoch": f"{found['epoch']}, orders kept since epoch {found['first_epoch']}",
             "granted": f"{format_credits(supply['granted'])} of at most {format_credits(supply['cap'])}",
+            **{
+                f"  by {tail(issuer['issuer'])}": f"{format_credits(issuer['granted'])} of its "
+                f"{format_credits(issuer['cap'])}"
+                for issuer in supply["issuers"]
+            },
             "accounts": f"{accounts['count']:,} with {format_credits(accounts['free'])} to spend",
             "channels": f"{channels['open']:,} open with {format_credits(channels['held'])}, {channels['closed']:,} "
             f"settled for {format_credits(channels['paid'])}, {channels['refunded']:,} refunded",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,13 @@ from node.ledger_proving import proven_json
 from node.ledger_words import line_words, receipt_words, why_lines
 from node.memory_store import MemoryStore
 from node.operations import OperationFailed
+from node.store import Store
 from protocol.codec import body_hash, decode_as, encode
 from protocol.errors import ErrorCode, Refused
 from protocol.framing import frame
 from protocol.ids import ChannelId, QueryId, peer_id
 from protocol.ledger.proofs import check_proof
-from protocol.ledger.state import View, account_key, double_vote_key, equivocation_key, u64
+from protocol.ledger.state import Channel, View, account_key, double_vote_key, equivocation_key, order_key, u64
 from protocol.messages import (
     Ballot,
     Certificate,
@@ -36,6 +38,7 @@ from protocol.messages import (
     RequestVote,
     StateLeaves,
     Voted,
+    Voucher,
     WitnessSignature,
 )
 from protocol.params import HOURS, REFUND_DELAY
@@ -708,6 +711,88 @@ async def test_evidence_and_broken_books_are_wrong() -> None:
         audit = await alice.audit()
         assert not audit["passed"] and audit["findings"][0]["level"] == "wrong"
         assert {finding["invariant"] for finding in found(audit, "invariant")} >= {"I1", "I6, I13"}
+
+
+Spoil = Callable[[Store], dict[bytes, bytes | None]]
+
+
+def grant_id(store: Store) -> bytes:
+    identity = View(store).id_at(0)
+    assert identity is not None
+    return identity
+
+
+def channel_of(store: Store) -> tuple[bytes, Channel]:
+    """The only one."""
+    [(key, value)] = store.iterate(b"c")
+    return key[1:], Channel.decode(value)
+
+
+def without_gap(store: Store) -> dict[bytes, bytes | None]:
+    account = View(store).account(ALICE.node)
+    return {account_key(ALICE.node): replace(account, next_sequence=3).encode()}
+
+
+def in_debt(store: Store) -> dict[bytes, bytes | None]:
+    return {account_key(BOB.node): replace(View(store).account(BOB.node), balance=-1).encode()}
+
+
+def other_end(store: Store) -> dict[bytes, bytes | None]:
+    identity, channel = channel_of(store)
+    return {b"c" + identity: replace(channel, settled_by=b"x" * 32).encode()}
+
+
+def other_sum(store: Store) -> dict[bytes, bytes | None]:
+    identity, channel = channel_of(store)
+    return {b"c" + identity: replace(channel, paid=channel.paid + 1).encode()}
+
+
+def above_hold(store: Store) -> dict[bytes, bytes | None]:
+    identity, channel = channel_of(store)
+    voucher = Voucher(ChannelId(identity), channel.amount + 1, 0, 0, TRANSCRIPT)
+    return {b"v" + identity: encode(Pay(encode(voucher), bytes(64)))}
+
+
+SPOILT: dict[str, tuple[str, str, Spoil]] = {
+    "two orders with one number": ("I3", "has two certificates", lambda s: {order_key(ISSUER.node, 0): b"x" * 32}),
+    "another end of a channel": ("I3", "another order settled it", other_end),
+    "a gap": ("I4", "is missing", without_gap),
+    "another head": ("I4", "is not its order", lambda s: {order_key(ALICE.node, 0): b"x" * 32}),
+    "more paid than promised": ("I5", "by a voucher of 250", other_sum),
+    "a voucher above its hold": ("I5", "the voucher of channel", above_hold),
+    "nonsense in the log": ("I9", "record 0 of the log", lambda s: {b"r" + grant_id(s): u64(0) + b"nonsense"}),
+    "debt": ("I2", "has -1 µcr", in_debt),
+}
+
+
+@pytest.mark.parametrize(("invariant", "why", "spoil"), SPOILT.values(), ids=SPOILT.keys())
+async def test_each_broken_rule_has_its_name(invariant: str, why: str, spoil: Spoil) -> None:
+    async with world_of(1) as world:
+        alice, bob = await begun(world)
+        await query(alice, bob, ALICE, BOB)
+        await bob.close_idle(0)
+        await alice.sync()
+        store = world.stores[ALICE.node]
+        store.write(spoil(store))
+        audit = await alice.audit()
+        broken = {check["invariant"]: check["problems"] for check in audit["invariants"] if check["result"] == "FAIL"}
+        assert any(why in problem for problem in broken[invariant]), broken
+        assert (not audit["passed"] and "I6, I13" in broken) or invariant == "I5"
+
+
+async def test_checkpoints_that_do_not_follow_each_other_are_found() -> None:
+    async with world_of(4) as world:
+        alice, _ = await begun(world)
+        for _ in range(2):
+            await end_epoch(world)
+        store = world.stores[ALICE.node]
+        identity = store.get(b"k" + u64(2)) or b""
+        record = store.get(b"r" + identity) or b""
+        decision = decode_as(Decision, record[8:])
+        other = replace(decode_as(Checkpoint, decision.body), previous=b"x" * 32)
+        store.write({b"r" + identity: record[:8] + encode(replace(decision, body=encode(other)))})
+        broken = {check["invariant"] for check in (await alice.audit())["invariants"] if check["result"] == "FAIL"}
+        assert {"I12", "I6, I13"} <= broken
 
 
 # --- long work in pieces ------------------------------------------------------------------------------

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
 import cli
-from node.federation import install_genesis
+from node.federation import install_genesis, ledger_folder
 from node.ledger_export import FIRST_LINE, exported
 from node.ledger_operations import LedgerOperations
 from node.operations import Json
+from node.store import LevelStore
 from protocol.framing import FrameReader
 from protocol.ids import peer_id
 from protocol.ledger.genesis import Federation
+from protocol.ledger.state import View, account_key
 from tests.node.gateway_world import gateway_world
 from tests.node.test_cli import grant
 from tests.node.test_cli_terminal import Terminal
@@ -253,9 +256,43 @@ def test_a_forged_proof_is_not_true(mtor: Mtor, member: Federation, tmp_path: Pa
 # --- audit --------------------------------------------------------------------------------------------
 
 
+def test_what_was_refused_or_waits_is_said(mtor: Mtor, member: Federation, tmp_path: Path) -> None:
+    reader = FrameReader()
+    reader.receive_data((tmp_path / "export").read_bytes()[len(FIRST_LINE) :])
+    frames = list(iter(reader.next_frame, None))
+    install_genesis(tmp_path / "other", member)
+    (tmp_path / "bad").write_bytes(whole_file(member.body, frames[1][:-1] + bytes([frames[1][-1] ^ 1]), frames[2]))
+    code, out, _ = mtor("ledger", "import", tmp_path / "bad", "--data", tmp_path / "other")
+    assert code == 1 and "1 were refused" in out and "! the record at byte" in out and "1 build on what is not" in out
+
+
+def test_a_pruned_ledger_begins_anew_from_the_terminal(mtor: Mtor, tmp_path: Path) -> None:
+    federation = made(4, tmp_path / "export", prune=True)
+    install_genesis(tmp_path / "data", federation)
+    code, out, _ = mtor("ledger", "import", tmp_path / "export")
+    assert code == 0 and "begins anew with the state of a checkpoint" in out
+    code, out, _ = mtor("ledger", "why", peer_id(ALICE.node))
+    assert code == 0 and "was there when epoch 1 began" in out
+    code, out, _ = mtor("ledger", "verify")
+    assert code == 0 and "since epoch 1" in out
+    (kind,) = {entry["kind"] for entry in json.loads(mtor("ledger", "history", "--json")[1])}
+    assert kind == "checkpoint" and "checkpoint" in mtor("ledger", "history")[1]
+
+
+def test_books_that_are_not_true_are_1(mtor: Mtor, member: Federation, tmp_path: Path) -> None:
+    store = LevelStore(ledger_folder(tmp_path / "data", member))
+    standing = View(store).account(ALICE.node)
+    store.write({account_key(ALICE.node): replace(standing, balance=standing.balance + 1).encode()})
+    store.close()
+    for command, said in (("verify", "NOT TRUE"), ("audit", "WRONG: I1"), ("why", "does NOT add up")):
+        code, out, _ = mtor("ledger", command, *((peer_id(ALICE.node),) if command == "why" else ()))
+        assert code == 1 and said in out, command
+
+
 def test_an_audit_from_the_terminal(mtor: Mtor, member: Federation) -> None:
     code, out, _ = mtor("ledger", "audit", "--signatures")
     assert code == 0 and "PASS" in out and "FAIL" not in out and "It does not prove:" in out
+    assert "of its 1,000,000 cr" in out
     audit = answer(mtor, "audit")
     assert audit["passed"] and audit["sum_micro"] == 0 and audit["findings"]
 
