@@ -52,7 +52,8 @@ log = logging.getLogger("mtor.ledger")
 ATTEMPTS = 5  # at a ledger that keeps moving, or at rounds that others have joined
 PATIENCE_SECONDS = 30.0  # a witness that is frozen for so long coordinates itself, one a little later than another
 STAGGER_SECONDS = 15.0
-ROUND_SECONDS = 3.0  # a coordinator's next round comes no sooner
+ROUND_SECONDS = 3.0  # a coordinator's second round comes no sooner
+MAX_ROUND_SECONDS = 600.0
 SPREAD_SECONDS = 10.0  # for telling the others what was decided
 
 _CONSENT = b"m:consent"  # the epoch (u64) + 1 whose end this witness's operator agreed to
@@ -79,6 +80,24 @@ class EpochStatus:
     agreed: bool  # the operator said `accept`
     abstaining: bool
     first_epoch: int  # the first whose orders are here
+
+
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    """What this witness has joined of one coordinator. Before each further round it waits twice as long, so that none of
+    them can break off the others' rounds for ever."""
+
+    epoch: int
+    round: int = -1
+    rounds: int = 0
+    next: float = 0.0  # when another one may begin
+
+    def after(self, round_: int, now: float) -> _Pace:
+        """When this round was joined."""
+        if round_ == self.round:
+            return self
+        wait = min(ROUND_SECONDS * 2**self.rounds, MAX_ROUND_SECONDS)
+        return _Pace(self.epoch, round_, self.rounds + 1, now + wait)
 
 
 class EpochChange:
@@ -108,7 +127,7 @@ class EpochChange:
         self._seat = None if index is None else Seat(federation, signer, index)
         self._collected: dict[int, Union] = {}  # for this node's own proposal, by witness
         self._frozen_since = 0.0
-        self._last_join: dict[int, tuple[int, float]] = {}  # by coordinator: round, and when it was first heard
+        self._paces: dict[int, _Pace] = {}  # by coordinator
         self._coordinating = trio.Lock()
 
     def status(self) -> EpochStatus:
@@ -169,8 +188,7 @@ class EpochChange:
             return epochs.join(seat, snapshot, request, coordinator, willing=bool(known.willing))
 
         joined = await self._signed(work)
-        if self._last_join.get(coordinator, (-1, 0.0))[0] != request.round:
-            self._last_join[coordinator] = (request.round, trio.current_time())
+        self._paces[coordinator] = self._pace(request, coordinator).after(request.round, trio.current_time())
         log.info("epoch %d ends: joined round %d", request.epoch, request.round)
         return joined
 
@@ -208,9 +226,13 @@ class EpochChange:
 
     def _check_pace(self, request: Join, coordinator: int) -> None:
         """One coordinator cannot run through the rounds and leave the others no time."""
-        last, since = self._last_join.get(coordinator, (request.round, -ROUND_SECONDS))
-        if request.round != last and trio.current_time() - since < ROUND_SECONDS:
+        pace = self._pace(request, coordinator)
+        if request.round != pace.round and trio.current_time() < pace.next:
             raise Refused(ErrorCode.OVERLOADED, "give the round before some time", int(ROUND_SECONDS * params.SECONDS))
+
+    def _pace(self, request: Join, coordinator: int) -> _Pace:
+        known = self._paces.get(coordinator)
+        return known if known is not None and known.epoch == request.epoch else _Pace(request.epoch)
 
     def _coordinator(self, peer: NodeId) -> int:
         index = self._federation.witness_index(peer)

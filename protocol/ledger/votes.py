@@ -114,12 +114,12 @@ def _check_account(federation: Federation, view: View, order: AccountOrder) -> N
 
 
 def _check_policy(view: View, order: AccountOrder) -> None:
-    """Orders that cost nothing are for accounts that exist, and bounded in number."""
+    """Orders that cost nothing are for accounts with something in them, and bounded in number."""
     if isinstance(order, Move):
         check_related(view, order)
     if isinstance(order, Attach):
         owner = view.account(order.owner)
-        if not owner.known or owner.sub_accounts >= MAX_SUB_ACCOUNTS:
+        if owner.balance <= 0 or owner.sub_accounts >= MAX_SUB_ACCOUNTS:
             raise Refused(
                 ErrorCode.INVALID_REQUEST, f"an owner has credits, and at most {MAX_SUB_ACCOUNTS} sub-accounts"
             )

@@ -274,6 +274,7 @@ def _vote_on_keys() -> dict[str, Json]:
         "attach: another number": case(world.attach(NEWCOMER, ALICE, sequence=1)),
         "attach: to itself": case(world.attach(ALICE, ALICE, sequence=0)),
         "attach: to an account that is not in use": case(world.attach(NEWCOMER, BOB)),
+        "attach: to an account without credits": case(world.attach(NEWCOMER, TABLET)),
         "attach: to an issuer": case(world.attach(NEWCOMER, ISSUER)),
         "attach: an issuer": case(world.attach(ISSUER, ALICE, sequence=0)),
         "attach: to a small-order key": case(world.attach(NEWCOMER, ALICE, owner=SMALL_ORDER)),

@@ -541,7 +541,7 @@ class Ledger:
 
     def _check_attach(self, order: Message) -> None:
         owner = self.state.account(order["owner"])
-        require(owner.in_use and owner.sub_accounts < limit("MAX_SUB_ACCOUNTS"), "INVALID_REQUEST")
+        require(owner.balance > 0 and owner.sub_accounts < limit("MAX_SUB_ACCOUNTS"), "INVALID_REQUEST")
 
     def _check_recovery(self, order: Message) -> None:
         account = self.state.account(order["account"])
