@@ -84,7 +84,7 @@ class EpochStatus:
 
 @dataclass(frozen=True, slots=True)
 class _Pace:
-    """What this witness has joined of one coordinator. Before each further round it waits twice as long, so that none of
+    """What this witness has joined of one coordinator. Each further round waits twice as long, so that none of
     them can break off the others' rounds for ever."""
 
     epoch: int
