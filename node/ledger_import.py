@@ -133,11 +133,12 @@ class Import:
             try:
                 what = self._apply(record, epoch, draft)
                 counted = replace(counted, **{what: getattr(counted, what) + 1})
-            except MissingPredecessor:
-                if self._federation.single:
-                    raise
-                waiting.append(replace(record, data=b""))
             except Refused as refusal:
+                if self._federation.single:  # its log is one row: what comes after builds on this
+                    raise
+                if isinstance(refusal, MissingPredecessor):
+                    waiting.append(replace(record, data=b""))
+                    continue
                 counted = replace(counted, refused=counted.refused + 1, problems=_noted(counted, record, refusal))
         self._so_far = counted
         return waiting

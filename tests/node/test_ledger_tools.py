@@ -450,6 +450,19 @@ async def test_records_that_are_not_signed_are_left_out_and_named(tmp_path: Path
         assert (await fresh.balance(ALICE.node)).balance == 0
 
 
+async def test_with_one_witness_the_first_bad_record_ends_an_import(tmp_path: Path) -> None:
+    async with world_of(1) as world:
+        alice, bob = await begun(world)
+        await query(alice, bob, ALICE, BOB)
+        await alice.sync()
+        grant, hold = frames_of(export_of(world, ALICE, tmp_path / "good"))
+        fresh = await world.start(CAROL)
+        for messages, why in (((grant[:-1] + b"\xff", hold), "signature"), ((hold, grant), "the order takes 2 cr")):
+            with pytest.raises(Refused, match=why):
+                await taken(fresh, made_up(tmp_path / "bad", world.federation.body, *messages))
+        assert View(world.stores[CAROL.node]).log_length == 0
+
+
 def whole_file(federation: bytes, *messages: bytes) -> bytes:
     """An export that somebody made up."""
     begin = FIRST_LINE + frame(federation) + b"".join(map(frame, messages))
