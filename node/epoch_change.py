@@ -54,6 +54,7 @@ PATIENCE_SECONDS = 30.0  # a witness that is frozen for so long coordinates itse
 STAGGER_SECONDS = 15.0
 ROUND_SECONDS = 3.0  # a coordinator's second round comes no sooner
 MAX_ROUND_SECONDS = 600.0
+MAX_AHEAD = 1_000_000  # orders that another witness's snapshot may have beyond one's own
 SPREAD_SECONDS = 10.0  # for telling the others what was decided
 
 _CONSENT = b"m:consent"  # the epoch (u64) + 1 whose end this witness's operator agreed to
@@ -277,6 +278,8 @@ class EpochChange:
             return own
         if self._is_own(peer):
             raise Refused(ErrorCode.BAD_QUORUM, "this witness's log is not what it signed")
+        if count > len(own.certificates) + MAX_AHEAD:
+            raise Refused(ErrorCode.BAD_QUORUM, f"witness {witness} says that it holds {count:,} orders of this epoch")
         ids: list[bytes] = []
         while len(ids) < count:
             page = await self._replica.ask(peer, FetchSnapshot(witness, len(ids), params.MAX_IDS), Ids)

@@ -26,6 +26,7 @@ from protocol.errors import ErrorCode, Refused
 from protocol.ids import ChannelId, NodeId, short
 from protocol.ledger import merkle
 from protocol.ledger.checkpoints import epoch_range, is_decision, leaves, orders_between, record_id
+from protocol.ledger.epochs import open_decision
 from protocol.ledger.genesis import Federation
 from protocol.ledger.orders import MissingPredecessor
 from protocol.ledger.state import Base, Draft, View, checkpoint_key, read_number, u64
@@ -50,6 +51,9 @@ log = logging.getLogger("mtor.ledger")
 
 APPLIED_AT_ONCE = 32  # fetched certificates in one commit: signatures to check between two turns of other tasks
 MAX_ANSWER_BYTES = params.MAX_FRAME_BYTES // 2  # records in one answer; the rest is asked for again
+MAX_UNUSABLE = 4 * params.MAX_IDS  # entries of a log that give nothing: orders that became void, hardly so many
+MAX_WAITING = 8 * params.MAX_IDS  # records that build on others which have not come yet
+MAX_LEAVES = 1_000_000  # accounts and open channels that a newcomer begins with
 RETURNED_AT_ONCE = 1_024  # certificates that a witness lost, given back by one member in one sync
 
 Answer = TypeVar("Answer", bound=Message)
@@ -181,19 +185,29 @@ class Replica:
         cursor_key = _CURSOR + node
         cursor = 0 if from_start else read_number(self._store, cursor_key)
         waiting: list[bytes] = []
+        named = 0
         while True:
             page = await self.ask(node, FetchIds(cursor, params.MAX_IDS), Ids)
             if page.total < cursor:  # it has begun anew
                 cursor = 0
                 continue
+            if page.ids and page.start < cursor:
+                raise Refused(ErrorCode.INTERNAL, "it answers with another part of its log than was asked for")
             waiting = await self._take(node, [*waiting, *page.ids])
             cursor = page.start + len(page.ids)
+            named += len(page.ids)
+            self._check_worth(named, waiting)
             if not waiting and not from_start:
                 await self._writer.commit(partial(_put, cursor_key, u64(cursor)))
             if not page.ids or cursor >= page.total:
                 break
         if waiting and await self._join_late(node):
             await self._read_log(node, from_start=from_start)
+
+    def _check_worth(self, named: int, waiting: Sequence[bytes]) -> None:
+        """A log that names more and more must also give it: nobody is read for ever. Raises `Refused`."""
+        if len(waiting) > MAX_WAITING or named > View(self._store).log_length + len(waiting) + MAX_UNUSABLE:
+            raise Refused(ErrorCode.INTERNAL, "its log names more records than it gives, or none that can be used")
 
     async def _take(self, node: NodeId, ids: Sequence[bytes]) -> list[bytes]:
         """Fetch and apply those that are not here; which of them still wait for something."""
@@ -257,25 +271,27 @@ class Replica:
         nodes = dict.fromkeys((*first, *self._others, *self._peers.connected()))
         return _Source(self, [node for node in nodes if node != self._own])
 
-    async def fetch_union(self, node: NodeId, epoch: int) -> list[bytes]:
-        """The ids of an epoch's orders, as a node gives them. Raises `Refused`."""
+    async def fetch_union(self, node: NodeId, epoch: int, count: int) -> list[bytes]:
+        """The ids of an epoch's `count` orders, as a node gives them. Raises `Refused`."""
         ids: list[bytes] = []
-        while True:
+        while len(ids) < count:
             page = await self.ask(node, FetchEpoch(epoch, len(ids), params.MAX_IDS), Ids)
             ids += page.ids
-            if not page.ids or len(ids) >= page.total:
-                return ids
+            if not page.ids:
+                break
+        return ids
 
     async def fetch_records(self, node: NodeId, ids: Sequence[bytes]) -> list[bytes]:
-        """The records with these ids, as many as the node gives. Raises `Refused`."""
+        """The records with these ids, as many as the node gives, in the order of the ids. Raises `Refused`."""
         found: list[bytes] = []
         for first in range(0, len(ids), params.MAX_CERTIFICATES):
             left = ids[first : first + params.MAX_CERTIFICATES]
             while left:
                 answer = await self.ask(node, FetchRecords(tuple(left)), Records)
-                given = {record_id(record) for record in answer.records}
-                found += answer.records
-                left = [identity for identity in left if identity not in given] if given else []
+                given = {record_id(record): record for record in answer.records}
+                wanted = [identity for identity in left if identity in given]
+                found += [given[identity] for identity in wanted]
+                left = [identity for identity in left if identity not in given] if wanted else []
         return found
 
     async def fetch_channel(self, channel: ChannelId) -> None:
@@ -306,11 +322,15 @@ class Replica:
         found: list[bytes] = []
         while True:
             page = await self.ask(node, FetchState(len(found), params.MAX_CERTIFICATES), StateLeaves)
-            found += page.leaves
             if not page.decision:
                 return False
+            if not found:
+                open_decision(self._federation, View(self._store), page.decision)
+            found += page.leaves
             if not page.leaves or len(found) >= page.total:
                 break
+            if len(found) > MAX_LEAVES:
+                raise Refused(ErrorCode.INTERNAL, f"its state has more than {MAX_LEAVES:,} accounts and channels")
         position = page.position if self._federation.single else 0
         return await self._checkpoints.begin_from(page.decision, found, position)
 
@@ -436,7 +456,7 @@ class _Source:
         """See `UnionSource`."""
         for node in self._nodes:
             try:
-                ids = await self._replica.fetch_union(node, checkpoint.epoch - 1)
+                ids = await self._replica.fetch_union(node, checkpoint.epoch - 1, checkpoint.count)
             except Refused as refusal:
                 log.debug("no union from %s: %s", short(node), refusal)
                 continue

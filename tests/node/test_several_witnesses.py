@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 import trio
@@ -11,20 +14,23 @@ import trio.testing
 from node import epoch_change, replica
 from node.bookkeeper import Bookkeeper, Settings
 from node.memory_store import MemoryStore
-from protocol.codec import encode
+from protocol.codec import body_hash, decode, decode_as, encode
 from protocol.errors import ErrorCode, Refused
 from protocol.ids import NO_HASH, NodeId
 from protocol.ledger.checkpoints import Union, epoch_orders, is_decision
 from protocol.ledger.state import View, first_head
 from protocol.messages import (
+    Certificate,
     Checkpoint,
     Close,
+    Decision,
     Evidence,
     FetchEvidence,
     FetchHead,
     FetchIds,
     FetchRecords,
     FetchState,
+    Grant,
     Head,
     Hold,
     Ids,
@@ -432,8 +438,6 @@ async def test_a_coordinator_that_was_killed_after_the_prepares_cannot_be_contra
         world.away.add(world.witnesses[0].node)
         assert await world.books[world.witnesses[1].node].epochs.end() == 1
         decided = View(world.stores[world.witnesses[1].node]).reader.get(b"k" + (1).to_bytes(8, "big"))
-        from protocol.codec import body_hash
-
         assert decided == body_hash(seen[0])
         await query(alice, bob)
 
@@ -573,3 +577,76 @@ async def test_every_union_that_was_prepared_can_be_adopted_from_memory() -> Non
         assert await ledger._checkpoints.adopt(decision, _NoSource())
         assert ledger.epochs.status().epoch == 1
         await all_true(world)
+
+
+async def test_an_eclipsed_node_is_starved_and_never_lied_to() -> None:
+    """All that a node hears is made up by somebody who has every record and no keys."""
+    async with world_of(4) as world:
+        alice, bob = await begun(world)
+        await query(alice, bob)
+        await bob.close_idle(0)
+        forger = Forger(world)
+        carol = await world.start(CAROL)
+        for node in list(world.books):
+            world.spoilt[node] = forger.forge
+        for lie in forger.lies:
+            forger.lie = lie
+            with suppress(Refused):
+                await carol.sync()
+            assert forger.told[lie], lie
+            for who in (ALICE, BOB, CAROL):
+                known = (await carol.balance(who.node)).balance
+                assert known in (0, (await world.first.balance(who.node)).balance, CREDITS), lie
+            assert (await carol.balance(CAROL.node)).balance == 0
+            report = await carol.verify(signatures=True)
+            assert report.verified and report.sum_micro == 0, (lie, report.problems)
+        world.spoilt.clear()
+        await carol.sync()
+        assert await carol.balance(BOB.node) == replace(await world.first.balance(BOB.node), pending=0)
+
+
+class Forger:
+    """Answers a node with lies made of true records."""
+
+    lies = ("nothing", "other amounts", "other owners", "own votes", "a decision by one", "endless")
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.lie = ""
+        self.told: Counter[str] = Counter()
+
+    async def forge(self, asker: NodeId, request: Message, answer: Message) -> Message:
+        """The lie of the moment, to Carol alone."""
+        if asker != CAROL.node:
+            return answer
+        self.told[self.lie] += 1
+        if isinstance(answer, Ids) and self.lie == "nothing":
+            return Ids(answer.start, 0, ())
+        if isinstance(answer, Ids) and self.lie == "endless":
+            return Ids(answer.start, 2**40, tuple(bytes([n]) * 32 for n in range(1, 200)))
+        if isinstance(answer, Ids) and answer.ids:
+            return Ids(answer.start, answer.total, tuple(body_hash(self._forged(record)) for record in self._records()))
+        if isinstance(answer, Records):
+            return Records(tuple(self._forged(record) for record in self._records()))
+        return answer
+
+    def _records(self) -> list[bytes]:
+        view = View(self._world.stores[self._world.first.node])
+        return [view.record(view.id_at(place) or b"") or b"" for place in range(view.log_length)]
+
+    def _forged(self, record: bytes) -> bytes:
+        found = decode_as(Certificate, record)
+        order = decode(found.body)
+        if self.lie == "other amounts" and isinstance(order, Grant | Hold):
+            return encode(replace(found, body=encode(replace(order, amount=order.amount + 1))))
+        if self.lie == "other owners" and isinstance(order, Grant):
+            return encode(replace(found, body=encode(replace(order, to=CAROL.node))))
+        if self.lie == "own votes":
+            votes = tuple(
+                replace(vote, signature=CAROL.sign(self._world.federation.id, found.body)) for vote in found.votes
+            )
+            return encode(replace(found, votes=votes))
+        if self.lie == "a decision by one":
+            checkpoint = Checkpoint(1, self._world.federation.id, 2**45, 0, bytes(32), bytes(32), ())
+            return encode(Decision(encode(checkpoint), 0, found.votes[:1]))
+        return record
