@@ -6,7 +6,7 @@ import argparse
 import time
 
 from node.commands.client import NodeClient
-from node.commands.screen import print_json, print_table
+from node.commands.screen import print_json, print_table, printable
 from node.gateway.keys import ApiKeys, KeysError
 from node.paths import data_folder
 
@@ -52,5 +52,7 @@ def list_keys(options: argparse.Namespace) -> int:
 def revoke(options: argparse.Namespace) -> int:
     """Remove a key; a running node refuses it from its next request on."""
     key = ApiKeys(data_folder(options.data)).revoke(options.id)
-    print(f"revoked {key.id} ({key.name})")
+    print(f"revoked {key.id} ({printable(key.name)})")
+    if key.account:
+        print(f"its sub-account keeps what it has; take it back with: mtor ledger move self all --from {key.account}")
     return 0
