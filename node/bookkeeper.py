@@ -40,6 +40,7 @@ from node.ordering import Ordering
 from node.quorum import Quorum
 from node.replica import Replica
 from node.signature_memo import SignatureMemo
+from node.signature_pool import verify_on_all_cores
 from node.store import Snapshot, Store, StoreDamaged
 from node.wallet import Wallet
 from node.witness import Witness
@@ -47,7 +48,7 @@ from node.witness_memory import MemoryDamaged, WitnessMemory
 from protocol import params
 from protocol.errors import Refused
 from protocol.ids import ChannelId, FederationId, NodeId
-from protocol.ledger.audit import Report, verify_log
+from protocol.ledger.audit import Report
 from protocol.ledger.genesis import Federation
 from protocol.ledger.state import Account, Draft, View, channel_key
 from protocol.messages import Genesis, Message, Pay
@@ -437,8 +438,8 @@ class Bookkeeper:
     async def verify(self, signatures: bool = False, *, from_checkpoint: bool = False) -> Report:
         """Make the local ledger's state anew and compare; with `from_checkpoint` the epoch in force alone."""
         snapshot = self._store.snapshot()
-        check = partial(verify_log, self._federation, snapshot, signatures=signatures, from_checkpoint=from_checkpoint)
-        return await trio.to_thread.run_sync(check)
+        given = {"signatures": signatures, "from_checkpoint": from_checkpoint}
+        return await trio.to_thread.run_sync(partial(verify_on_all_cores, self._federation, snapshot, **given))
 
     # --- the free lane -------------------------------------------------------------------------------
 

@@ -14,10 +14,11 @@ from heapq import nlargest
 
 from node.journal import Json
 from node.ledger_findings import findings
+from node.signature_pool import verify_on_all_cores
 from protocol.codec import decode, decode_as
 from protocol.errors import ProtocolError
 from protocol.ids import NO_HASH, ChannelId, NodeId, peer_id
-from protocol.ledger.audit import Report, verify_log
+from protocol.ledger.audit import Report
 from protocol.ledger.certificates import open_certificate
 from protocol.ledger.channels import check_voucher, open_voucher
 from protocol.ledger.checkpoints import is_decision
@@ -58,7 +59,9 @@ class _Check:
 
 def audit(federation: Federation, reader: Iterable, now_ms: int, *, signatures: bool = False) -> Json:
     """Everything that this replica can say about its federation at `now_ms`."""
-    return _Audit(federation, reader, now_ms).run(verify_log(federation, reader, signatures=signatures), signatures)
+    return _Audit(federation, reader, now_ms).run(
+        verify_on_all_cores(federation, reader, signatures=signatures), signatures
+    )
 
 
 class _Audit:

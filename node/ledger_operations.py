@@ -20,6 +20,7 @@ from node.ledger_import import Imported
 from node.ledger_proving import proof_of
 from node.ledger_reports import GROUPS, account_named
 from node.operations import Emit, Json, Method, OperationFailed, Streaming, dispatch, dispatch_stream
+from node.signature_pool import verify_on_all_cores
 from node.store import Snapshot, StoreError
 from protocol.codec import encode
 from protocol.ids import NodeId, parse_peer_id, peer_id

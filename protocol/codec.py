@@ -21,7 +21,7 @@ from protocol.messages import NUMBERS, REGISTRY, Between, Length, Message
 
 Decoded = TypeVar("Decoded", bound=Message)
 Plain = Any  # int | bytes | str | list[Plain]: what msgpack carries
-Reader = Callable[[Plain, str], Any]
+Reader = Callable[[Plain], Any]  # checks one value; it knows the name of its field
 
 
 def encode(message: Message) -> bytes:
@@ -103,30 +103,29 @@ def _read_fields(cls: type[Any], plain: list[Plain]) -> Any:
     readers = _readers(cls)  # type: ignore[arg-type]  # a class is hashable
     if len(plain) != len(readers):
         raise Malformed(f"{cls.__name__} has {len(readers)} fields, got {len(plain)}")
-    values = [reader(value, f"{cls.__name__}.{name}") for (name, reader), value in zip(readers, plain, strict=True)]
-    return cls(*values)
+    return cls(*[reader(value) for reader, value in zip(readers, plain, strict=True)])
 
 
 @cache
-def _readers(cls: type[Any]) -> tuple[tuple[str, Reader], ...]:
+def _readers(cls: type[Any]) -> tuple[Reader, ...]:
     """One checking reader for each field of `cls`, made once from its annotations."""
     hints = get_type_hints(cls, include_extras=True)
-    return tuple((field.name, _reader(hints[field.name])) for field in fields(cls))
+    return tuple(_reader(hints[field.name], f"{cls.__name__}.{field.name}") for field in fields(cls))
 
 
-def _reader(hint: Any) -> Reader:
+def _reader(hint: Any, where: str) -> Reader:
     bounds: Any = None
     if get_origin(hint) is Annotated:
         hint, bounds = get_args(hint)[0], get_args(hint)[1]
     if is_dataclass(hint):
-        return _record_reader(hint)
+        return _record_reader(hint, where)
     if get_origin(hint) is tuple:
-        return _array_reader(_reader(get_args(hint)[0]), bounds)
-    return _scalar_reader(getattr(hint, "__supertype__", hint), bounds)  # NewType -> its base
+        return _array_reader(_reader(get_args(hint)[0], where), bounds, where)
+    return _SCALARS[getattr(hint, "__supertype__", hint)](bounds, where)  # NewType -> its base
 
 
-def _record_reader(cls: Any) -> Reader:
-    def read(value: Plain, where: str) -> Any:
+def _record_reader(cls: Any, where: str) -> Reader:
+    def read(value: Plain) -> Any:
         if type(value) is not list:
             raise Malformed(f"{where} is an array")
         return _read_fields(cls, value)
@@ -134,37 +133,63 @@ def _record_reader(cls: Any) -> Reader:
     return read
 
 
-def _array_reader(element: Reader, bounds: Length) -> Reader:
-    def read(value: Plain, where: str) -> Any:
+def _array_reader(element: Reader, bounds: Length, where: str) -> Reader:
+    def read(value: Plain) -> Any:
         if type(value) is not list:
             raise Malformed(f"{where} is an array")
         _check_length(len(value), bounds, where)
-        return tuple(element(item, where) for item in value)
+        return tuple([element(item) for item in value])
 
     return read
 
 
-def _scalar_reader(base: Any, bounds: Between | Length) -> Reader:
-    def read(value: Plain, where: str) -> Any:
-        if type(value) is not base:
-            raise Malformed(f"{where} is {base.__name__}, not {type(value).__name__}")
-        if isinstance(bounds, Between):
-            if not bounds.low <= value <= bounds.high:
-                raise Malformed(f"{where} is {value}, outside {bounds.low} … {bounds.high}")
-        else:
-            _check_length(_byte_length(value, where), bounds, where)
+def _integer_reader(bounds: Between, where: str) -> Reader:
+    low, high = bounds.low, bounds.high
+
+    def read(value: Plain) -> Any:
+        if type(value) is not int:
+            raise Malformed(f"{where} is int, not {type(value).__name__}")
+        if not low <= value <= high:
+            raise Malformed(f"{where} is {value}, outside {low} … {high}")
         return value
 
     return read
 
 
-def _byte_length(value: bytes | str, where: str) -> int:
-    try:
-        return len(value.encode()) if isinstance(value, str) else len(value)
-    except UnicodeEncodeError:
-        raise Malformed(f"{where} is not valid UTF-8") from None
+def _bytes_reader(bounds: Length, where: str) -> Reader:
+    low, high = bounds.low, bounds.high
+
+    def read(value: Plain) -> Any:
+        if type(value) is not bytes:
+            raise Malformed(f"{where} is bytes, not {type(value).__name__}")
+        if not low <= len(value) <= high:
+            raise _wrong_length(len(value), bounds, where)
+        return value
+
+    return read
+
+
+def _text_reader(bounds: Length, where: str) -> Reader:
+    def read(value: Plain) -> Any:
+        if type(value) is not str:
+            raise Malformed(f"{where} is str, not {type(value).__name__}")
+        try:
+            length = len(value.encode())
+        except UnicodeEncodeError:
+            raise Malformed(f"{where} is not valid UTF-8") from None
+        _check_length(length, bounds, where)
+        return value
+
+    return read
+
+
+_SCALARS: dict[Any, Callable[[Any, str], Reader]] = {int: _integer_reader, bytes: _bytes_reader, str: _text_reader}
 
 
 def _check_length(length: int, bounds: Length, where: str) -> None:
     if not bounds.low <= length <= bounds.high:
-        raise Malformed(f"{where} has length {length}, outside {bounds.low} … {bounds.high}")
+        raise _wrong_length(length, bounds, where)
+
+
+def _wrong_length(length: int, bounds: Length, where: str) -> Malformed:
+    return Malformed(f"{where} has length {length}, outside {bounds.low} … {bounds.high}")

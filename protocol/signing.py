@@ -9,6 +9,7 @@ can sign; `check_public_key` refuses them wherever a key enters.)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from nacl.bindings import (
     crypto_core_ed25519_is_valid_point,
@@ -23,6 +24,8 @@ from protocol.errors import BadSignature, Malformed
 from protocol.ids import FederationId, NodeId
 from protocol.messages import Envelope
 from protocol.params import KEY_BYTES, MAX_FRAME_BYTES, SIGNATURE_BYTES, SIGNING_DOMAIN
+
+KEYS_REMEMBERED = 8_192
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -60,9 +63,14 @@ def message_number(body: bytes) -> int:
 
 def check_public_key(key: bytes) -> NodeId:
     """`key` as a node id. Raises `BadSignature` for a key that is not a point of the prime-order group."""
+    return _checked_key(bytes(key))
+
+
+@lru_cache(KEYS_REMEMBERED)  # the check costs as much as most of a verification; only keys that passed are remembered
+def _checked_key(key: bytes) -> NodeId:
     if len(key) != KEY_BYTES or not crypto_core_ed25519_is_valid_point(key):
         raise BadSignature("not a usable Ed25519 public key")
-    return NodeId(bytes(key))
+    return NodeId(key)
 
 
 def verify(key: NodeId, federation: FederationId, body: bytes, signature: bytes) -> None:

@@ -7,6 +7,7 @@ issuer may fall to minus its share of the supply cap, by grants alone.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from protocol.errors import ErrorCode, Refused
 from protocol.ledger.genesis import Federation
@@ -36,9 +37,12 @@ def check_solvent(federation: Federation, account: Account, order: AccountOrder)
     )
 
 
-def credited(account: Account, amount: int) -> Account:
-    """The account with `amount` µcredits more (or less, if negative). Raises `Refused` (OVERFLOW)."""
+def credited(account: Account, amount: int, **changes: Any) -> Account:
+    """The account with `amount` µcredits more (or less, if negative), and other `changes`.
+
+    Raises `Refused` (OVERFLOW).
+    """
     balance = account.balance + amount
     if not -MAX_INTEGER <= balance <= MAX_INTEGER:
         raise Refused(ErrorCode.OVERFLOW, f"a balance of {balance} µcredits")
-    return replace(account, balance=balance)
+    return replace(account, balance=balance, **changes)

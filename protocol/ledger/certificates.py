@@ -125,12 +125,14 @@ def apply(federation: Federation, view: View, data: bytes) -> Transition:
 
 def _check_certified(federation: Federation, view: View, certificate: Certificate) -> CheckedOrder:
     """The order and its votes. With the votes of a quorum a signature that does not fit is by a key not known yet."""
-    unsigned = check_order(federation, View(view.reader, trusting), certificate.body, certificate.signature)
-    check_votes(federation, view, unsigned, certificate.votes)
     try:
-        return check_order(federation, view, certificate.body, certificate.signature)
+        checked = check_order(federation, view, certificate.body, certificate.signature)
     except Refused as refusal:
+        unsigned = check_order(federation, View(view.reader, trusting), certificate.body, certificate.signature)
+        check_votes(federation, view, unsigned, certificate.votes)
         raise MissingPredecessor(refusal.code, refusal.message) from None
+    check_votes(federation, view, checked, certificate.votes)
+    return checked
 
 
 def trusting(key: NodeId, federation: bytes, body: bytes, signature: bytes) -> None:
@@ -202,10 +204,9 @@ def _rotate(view: View, checked: CheckedOrder, rotate: Rotate) -> _Effect:
 def _close(view: View, checked: CheckedOrder, close: Close) -> _Effect:
     channel = _open_channel(view, checked)
     paid = open_voucher(close.voucher).cumulative
-    payer = credited(view.account(channel.payer), channel.amount - paid)
-    payer = replace(payer, spent=payer.spent + paid)
-    payee = credited(view.account(channel.payee), paid)
-    payee = replace(payee, earned=payee.earned + paid)
+    payer, payee = view.account(channel.payer), view.account(channel.payee)
+    payer = credited(payer, channel.amount - paid, spent=payer.spent + paid)
+    payee = credited(payee, paid, earned=payee.earned + paid)
     settled = replace(channel, status=ChannelStatus.CLOSED, settled_by=checked.hash, paid=paid)
     return _settled(close.channel, settled), {channel.payer: payer, channel.payee: payee}
 
@@ -245,8 +246,7 @@ def _advanced(view: View, checked: CheckedOrder, order: AccountOrder) -> Account
         raise Refused(ErrorCode.EQUIVOCATION, f"two certificates for order {order.sequence} of one account")
     if order.previous != account.head:
         raise Refused(ErrorCode.BAD_SEQUENCE, "the order names another predecessor")
-    debited = credited(account, -debit(order))
-    return replace(debited, next_sequence=account.next_sequence + 1, head=checked.hash)
+    return credited(account, -debit(order), next_sequence=account.next_sequence + 1, head=checked.hash)
 
 
 def _open_channel(view: View, checked: CheckedOrder) -> Channel:
