@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from protocol.codec import body_hash, decode
 from protocol.errors import ErrorCode, Refused
-from protocol.ids import FederationId, NodeId
+from protocol.ids import NO_HASH, FederationId, NodeId
 from protocol.ledger import certificates, epochs, votes
 from protocol.ledger.certificates import Transition, open_certificate
 from protocol.ledger.checkpoints import (
@@ -25,6 +25,7 @@ from protocol.ledger.checkpoints import (
     last_checkpoint_ms,
     merged,
     outcome,
+    previous_checkpoint,
     record_id,
 )
 from protocol.ledger.epochs import COMMIT, PREPARE, Role, Seat, needs_union, open_decision, role
@@ -38,12 +39,14 @@ from protocol.messages import (
     Commit,
     Join,
     Joined,
+    Promise,
     Propose,
+    Snapshot,
     WitnessSignature,
 )
 from protocol.signing import verify
 from tests.protocol.ledger_world import NOW, Order
-from tests.protocol.vector_world import FOUR, FOUR_WITNESSES, Ledger
+from tests.protocol.vector_world import FOUR, FOUR_WITNESSES, Ledger, vote_statement
 
 Answer = TypeVar("Answer")
 
@@ -135,6 +138,10 @@ class WitnessNode(Ledger):
 
     # --- the end of an epoch ---
 
+    def held(self) -> Union:
+        """The orders behind its snapshot."""
+        return epoch_orders(self.state)
+
     def joined(self, request: Join, coordinator: int, *, willing: bool = True) -> Joined:
         """Freeze and promise. Raises `Refused`."""
         answer, puts = epochs.join(self.seat, self.state, request, coordinator, willing=willing)
@@ -175,6 +182,50 @@ class WitnessNode(Ledger):
         return adoption.void, adoption.missing
 
 
+@dataclass
+class Liar(WitnessNode):
+    """A witness that votes and ballots for everything, keeps what it likes, and says that it has it."""
+
+    pretended: Union | None = None  # what its next snapshot is about; None: all that it has
+    hides: bool = False  # that it has committed to something
+    committed: Commit | None = None
+
+    def vote(self, order: Order) -> WitnessSignature:
+        return self.signature(self.index, vote_statement(order))
+
+    def store(self, certificate: bytes) -> tuple[int, int]:
+        attempt(self.apply, certificate)
+        return 0, self.view.epoch
+
+    def held(self) -> Union:
+        return self.pretended or epoch_orders(self.state)
+
+    def joined(self, request: Join, coordinator: int, *, willing: bool = True) -> Joined:
+        held, view = self.held(), self.view
+        told = None if self.hides else self.committed
+        prepared, checkpoint = (told.round + 1, told.checkpoint) if told is not None else (0, b"")
+        snapshot = Snapshot(view.epoch, previous_checkpoint(self.federation, view), len(held.certificates), held.root)
+        promise = Promise(request.epoch, request.round, prepared, body_hash(checkpoint) if checkpoint else NO_HASH)
+        signed = (self.seat.sign(snapshot), self.seat.sign(promise))
+        ballots = told.ballots if told is not None else ()
+        return Joined(self.index, snapshot.count, snapshot.root, *signed, prepared, checkpoint, ballots)
+
+    def prepare(self, propose: Propose, coordinator: int, sets: Mapping[int, Union]) -> Balloted:
+        return self._balloted(PREPARE, propose)
+
+    def commit_to(self, request: Commit, coordinator: int) -> Balloted:
+        self.committed = request
+        return self._balloted(COMMIT, request)
+
+    def _balloted(self, phase: int, request: Propose | Commit) -> Balloted:
+        ballot = Ballot(phase, self.view.epoch, request.round, body_hash(request.checkpoint))
+        return Balloted(self.index, self.seat.sign(ballot))
+
+    def go_over(self, decision: bytes, union: Union) -> tuple[Union, Union]:
+        self.committed = self.pretended = None
+        return super().go_over(decision, union)
+
+
 def check_usable(node: WitnessNode, held: Union, count: int, root: bytes) -> None:
     """The orders behind a snapshot are those, signed, closed and solvent. Raises `Refused`."""
     if (len(held.certificates), held.root) != (count, root):
@@ -202,19 +253,22 @@ class Round:
     sets: dict[int, Union] = field(default_factory=dict)
     checkpoint: bytes = b""
     prepares: tuple[WitnessSignature, ...] = ()
-    decision: bytes = b""
+    epoch: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.epoch = self.node.view.epoch
 
     @property
     def request(self) -> Join:
         """What it sends first."""
-        return Join(self.node.view.epoch, self.number)
+        return Join(self.epoch, self.number)
 
     def ask_to_join(self, witnesses: Iterable[WitnessNode], *, willing: bool = True) -> None:
         """Phase 0. Who refuses, or whose set is not usable, is left out."""
         for one in witnesses:
             with suppress(Refused):
                 answer = one.joined(self.request, self.node.index, willing=willing)
-                self.take(one.index, answer, epoch_orders(one.state))
+                self.take(one.index, answer, one.held())
 
     def take(self, index: int, answer: Joined, held: Union) -> None:
         """An answer to Join, with the orders behind its snapshot. Raises `Refused`."""
@@ -266,7 +320,7 @@ class Round:
 
     def ballots(self, phase: int, given: Iterable[Balloted | None]) -> tuple[WitnessSignature, ...]:
         """Those among the answers that are good."""
-        ballot = Ballot(phase, self.node.view.epoch, self.number, body_hash(self.checkpoint))
+        ballot = Ballot(phase, self.epoch, self.number, body_hash(self.checkpoint))
         federation, view = self.node.federation, self.node.view
         good = (attempt(epochs.check_balloted, federation, view, one, ballot) for one in given if one is not None)
         return tuple(one for one in good if one is not None)

@@ -1,0 +1,574 @@
+"""Four witnesses under random use, one of them a liar, another perhaps set back to a backup; owners that double-spend.
+
+Orders, votes and certificates go to whoever the machine likes, in any order; epochs end in several rounds whose
+coordinators die, lie or come back. The invariants are those of spec/05-ledger.md, checked after every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from protocol import params
+from protocol.codec import body_hash, decode, decode_as, encode
+from protocol.ids import NO_HASH, NodeId
+from protocol.ledger import epochs, merkle
+from protocol.ledger.audit import verify_log
+from protocol.ledger.channels import open_voucher
+from protocol.ledger.checkpoints import Union, epoch_orders, epoch_range, orders_between, state_root
+from protocol.ledger.epochs import COMMIT, PREPARE, open_checkpoint, round_of
+from protocol.ledger.families import keys_of
+from protocol.ledger.orders import AccountOrder, Settlement, voted_object
+from protocol.ledger.state import ABSTAIN, Account, Base, Channel, ChannelStatus, View, equivocation_key, u64
+from protocol.messages import (
+    Balloted,
+    Certificate,
+    Checkpoint,
+    Close,
+    Commit,
+    Consent,
+    Decision,
+    Propose,
+    WitnessSignature,
+)
+from protocol.signing import Signer
+from tests.protocol.federation_world import Liar, Round, WitnessNode, attempt, verify_once
+from tests.protocol.ledger_world import ALICE, BOB, CAROL, HOUR, ISSUER, NOW, Order, signer
+from tests.protocol.vector_world import FOUR
+
+DAVE, DEVICE = signer("dave"), signer("device")
+PEOPLE = (ALICE, BOB, CAROL, DEVICE)  # and DAVE, who is always honest
+KEYS = {who.node: who for who in (*PEOPLE, DAVE, ISSUER, *(signer(f"key {index}") for index in range(3)))}
+NEW_KEYS = tuple(signer(f"key {index}") for index in range(3))
+QUORUM = FOUR.quorum
+
+people = st.integers(0, len(PEOPLE) - 1)
+amounts = st.sampled_from([1, 7, 1_000, 60_000, 400_000])
+recent = st.integers(0, 5)
+some = st.integers(1, 15)  # witnesses, a bit for each
+most = st.sampled_from([15, 15, 7, 11, 13, 14])
+one = st.integers(0, 3)
+
+
+class FederationMachine(RuleBasedStateMachine):
+    """The federation, and everything that was ever signed, as nobody in it knows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.witnesses: list[WitnessNode] = [WitnessNode.number(index) for index in range(4)]
+        self.liar: int | None = None
+        self.now = NOW
+        self.orders: list[Order] = []
+        self.votes: dict[bytes, dict[int, WitnessSignature]] = {}
+        self.certificates: dict[bytes, bytes] = {}
+        self.certified: dict[tuple[bytes, int, int | None], bytes] = {}  # object, version, epoch -> order
+        self.acknowledged: dict[tuple[bytes, int], set[int]] = {}  # order, epoch -> witnesses
+        self.final: dict[bytes, int] = {}  # order -> epoch
+        self.final_at: dict[tuple[bytes, int], bytes] = {}
+        self.said: dict[tuple[object, ...], bytes] = {}  # what a correct witness has signed
+        self.rounds: list[Round] = []
+        self.proposals: list[tuple[Round, Propose]] = []
+        self.commits: list[tuple[Round, Commit]] = []
+        self.ballots: dict[tuple[int, int, int, bytes], dict[int, WitnessSignature]] = {}
+        self.decisions: dict[int, bytes] = {}  # by the epoch that they open
+        self.backups: dict[int, dict[bytes, bytes]] = {}
+        self.set_back = False
+        self.closes: dict[bytes, Order] = {}  # Bob's, by channel
+        self.pending: Order | None = None  # Dave's
+
+    @initialize(liar=st.sampled_from([None, 0, 1, 2, 3, 3]))
+    def begin(self, liar: int | None) -> None:
+        self.liar = liar
+        if liar is not None:
+            self.witnesses[liar] = Liar.number(liar)
+        for who in (ALICE, BOB, CAROL, DAVE):
+            self._everywhere(self._any().grant(who.node, 1_000_000))
+
+    # --- owners ---
+
+    @rule(payer=people, payee=people, amount=amounts, seen_by=one)
+    def hold(self, payer: int, payee: int, amount: int, seen_by: int) -> None:
+        node = self._correct(seen_by)
+        payer_key = PEOPLE[payer].node
+        self._sign(node.hold_by(self._key_of(node, payer_key), payer_key, PEOPLE[payee].node, amount))
+
+    @rule(payer=people, payee=people, amount=amounts, seen_by=one, first=some, second=some)
+    def two_holds_with_one_number(
+        self, payer: int, payee: int, amount: int, seen_by: int, first: int, second: int
+    ) -> None:
+        for extra, chosen in ((0, first), (1, second)):
+            self.hold(payer, payee, amount + extra, seen_by)
+            self._submit(self.orders[-1], chosen)
+
+    @rule(to=people, amount=amounts, chosen=most)
+    def grant(self, to: int, amount: int, chosen: int) -> None:
+        self._sign(self._any().grant(PEOPLE[to].node, amount))
+        self._submit(self.orders[-1], chosen)
+
+    @rule(owner=people, seen_by=one, chosen=some)
+    def attach(self, owner: int, seen_by: int, chosen: int) -> None:
+        node = self._correct(seen_by)
+        key = self._key_of(node, PEOPLE[owner].node)
+        consent = key.sign(FOUR.id, encode(Consent(DEVICE.node, PEOPLE[owner].node)))
+        self._sign(node.attach(DEVICE, PEOPLE[owner], consent=consent))
+        self._submit(self.orders[-1], chosen)
+
+    @rule(payer=people, to=people, amount=amounts, seen_by=one, chosen=some)
+    def move(self, payer: int, to: int, amount: int, seen_by: int, chosen: int) -> None:
+        node, account = self._correct(seen_by), PEOPLE[payer]
+        self._sign(node.move(account, PEOPLE[to].node, amount, by=self._key_of(node, account.node)))
+        self._submit(self.orders[-1], chosen)
+
+    @rule(owner=st.sampled_from([0, 2]), key=st.integers(0, 2), seen_by=one, chosen=some, recovery=st.booleans())
+    def change_keys(self, owner: int, key: int, seen_by: int, chosen: int, recovery: bool) -> None:
+        node, account = self._correct(seen_by), PEOPLE[owner]
+        standing = node.view.account(account.node)
+        named = standing.recovery_at(standing.next_sequence)
+        by = KEYS[named] if named is not None else self._key_of(node, account.node)
+        change = node.recovery(account, NEW_KEYS[key].node, by=by)
+        self._sign(change if recovery else node.rotate(account, NEW_KEYS[key], by=by))
+        self._submit(self.orders[-1], chosen)
+
+    @rule(which=recent, units_in=st.integers(0, 900), seen_by=one, chosen=some)
+    def close(self, which: int, units_in: int, seen_by: int, chosen: int) -> None:
+        """Carol and the others sign as many closes as they like; Bob one, of a hold that was final when he served."""
+        node = self._correct(seen_by)
+        found = [key[1:] for key, value in node.state.iterate(b"c") if value and Channel.decode(value).open]
+        if not found:
+            return
+        channel = found[which % len(found)]
+        known = node.channel(channel)
+        if known.payee == BOB.node and (channel not in self.final or channel in self.closes):
+            return
+        voucher = node.voucher(KEYS[known.payer], channel, min(units_in, known.amount), 0)
+        self._sign(node.close(KEYS[known.payee], channel, voucher))
+        if known.payee == BOB.node:
+            self.closes[channel] = self.orders[-1]
+        self._submit(self.orders[-1], chosen)
+
+    @rule(amount=st.integers(1, 50))
+    def dave_orders(self, amount: int) -> None:
+        """He goes on when his last order is done or void, and never signs another with its number in its epoch."""
+        node = max(self._all_correct(), key=lambda node: (node.view.epoch, node.view.account(DAVE.node).next_sequence))
+        if self.pending is not None:
+            order = decode(self.pending.body)
+            assert isinstance(order, AccountOrder)
+            waits = node.view.position(self.pending.hash) is None and order.epoch == node.view.epoch
+            if waits:
+                self._everywhere(self.pending)
+                return
+        self.pending = node.hold(DAVE, BOB.node, amount)
+        self._everywhere(self.pending)
+
+    # --- delivery ---
+
+    @rule(which=recent, chosen=some)
+    def ask_for_votes(self, which: int, chosen: int) -> None:
+        self._submit(self.orders[-1 - which % len(self.orders)], chosen)
+
+    @rule(which=recent, chosen=some)
+    def store(self, which: int, chosen: int) -> None:
+        self._store(list(self.certificates)[-1 - which % len(self.certificates)], chosen)
+
+    @rule(to=one)
+    def hear_everything(self, to: int) -> None:
+        self._catch_up(self.witnesses[to])
+
+    @rule(fro=one, to=one)
+    def gossip_of_evidence(self, fro: int, to: int) -> None:
+        for _, proof in list(self.witnesses[fro].state.iterate(b"e")):
+            self.witnesses[to].hear(proof[8:])
+
+    @rule(minutes=st.sampled_from([1, 20, 60, 130]))
+    def time_passes(self, minutes: int) -> None:
+        self.now += minutes * HOUR // 60
+        for node in self.witnesses:
+            node.now = self.now
+
+    # --- the end of an epoch ---
+
+    @rule(coordinator=one, chosen=most)
+    def end_epoch(self, coordinator: int, chosen: int) -> None:
+        """One round in one go; the coordinator has heard of the rounds before."""
+        roles = [node.role for node in self._all_correct() if node.view.epoch == self.witnesses[coordinator].view.epoch]
+        begun = self._begin_round(coordinator, max((known.promised + 1 for known in roles if known), default=0))
+        propose = self._join(begun, chosen)
+        if propose is not None:
+            self._prepare(begun, propose, chosen)
+        if self.commits and self.commits[-1][0] is begun:
+            self._commit(*self.commits[-1], chosen)
+
+    @rule(coordinator=one, chosen=some)
+    def begin_a_round(self, coordinator: int, chosen: int) -> None:
+        self._join(self._begin_round(coordinator), chosen)
+
+    @precondition(lambda self: self.proposals)
+    @rule(which=recent, chosen=some)
+    def some_prepare(self, which: int, chosen: int) -> None:
+        self._prepare(*self.proposals[-1 - which % len(self.proposals)], chosen)
+
+    @precondition(lambda self: self.commits)
+    @rule(which=recent, chosen=some)
+    def some_commit(self, which: int, chosen: int) -> None:
+        self._commit(*self.commits[-1 - which % len(self.commits)], chosen)
+
+    @rule(which=one)
+    def adopt(self, which: int) -> None:
+        self._adopt(self.witnesses[which])
+
+    @rule(which=one, lie=st.integers(0, 3), hides=st.booleans(), some_orders=st.integers(0, 255))
+    def another_lie(self, which: int, lie: int, hides: bool, some_orders: int) -> None:
+        """What the liar's next snapshot is about: all it has, nothing, what somebody else has, anything."""
+        liar = self._liar()
+        if liar is None:
+            return
+        mine = epoch_orders(liar.state).certificates
+        chosen = {identity: data for at, (identity, data) in enumerate(mine.items()) if some_orders >> at % 8 & 1}
+        lies = (None, Union({}), epoch_orders(self.witnesses[which].state), Union(chosen))
+        liar.pretended, liar.hides = lies[lie], hides
+
+    @precondition(lambda self: self.proposals)
+    @rule(which=recent, how=st.integers(0, 5), chosen=some)
+    def a_forged_proposal(self, which: int, how: int, chosen: int) -> None:
+        """The liar coordinates, and no correct witness ballots for what does not follow."""
+        liar = self._liar()
+        begun, propose = self.proposals[-1 - which % len(self.proposals)]
+        if liar is None or begun.node is not liar:
+            return
+        checkpoint = open_checkpoint(propose.checkpoint)
+        forged = (
+            replace(checkpoint, state=bytes(32)),
+            replace(checkpoint, orders=merkle.root([]), count=0),
+            replace(checkpoint, time_ms=self.now + params.CLOCK_SKEW + 1),
+            replace(checkpoint, time_ms=max(0, self.now - params.CHECKPOINT_LAG - 1)),
+            replace(checkpoint, sources=checkpoint.sources[:2]),
+            replace(checkpoint, previous=bytes(32)),
+        )[how]
+        if forged == checkpoint:
+            return
+        for node in self._chosen(chosen):
+            if node is not liar:
+                assert (
+                    attempt(node.prepare, replace(propose, checkpoint=encode(forged)), liar.index, begun.sets) is None
+                )
+
+    # --- backups ---
+
+    @rule(which=one)
+    def back_up(self, which: int) -> None:
+        self.backups[which] = dict(self.witnesses[which].state.values)
+
+    @precondition(lambda self: self.backups)
+    @rule(which=one)
+    def restore(self, which: int) -> None:
+        """One at a time; its memory file says up to which epoch it may have signed."""
+        node = self.witnesses[which]
+        if which == self.liar or which not in self.backups or any(one.view.abstaining for one in self._all_correct()):
+            return
+        epoch = node.view.epoch
+        node.state.values = dict(self.backups[which])
+        node.state.write({ABSTAIN: u64(epoch)})
+        node.unions.clear()
+        self.set_back = True
+
+    # --- what happens ---
+
+    def _any(self) -> WitnessNode:
+        """The correct witness that is furthest."""
+        return max(self._all_correct(), key=lambda node: (node.view.epoch, node.view.log_length))
+
+    def _all_correct(self) -> list[WitnessNode]:
+        return [node for node in self.witnesses if node.index != self.liar]
+
+    def _correct(self, which: int) -> WitnessNode:
+        correct = self._all_correct()
+        return correct[which % len(correct)]
+
+    def _liar(self) -> Liar | None:
+        node = self.witnesses[self.liar] if self.liar is not None else None
+        assert node is None or isinstance(node, Liar)
+        return node
+
+    def _chosen(self, mask: int) -> list[WitnessNode]:
+        """The liar always answers."""
+        return [node for node in self.witnesses if mask >> node.index & 1 or node.index == self.liar]
+
+    @staticmethod
+    def _key_of(node: WitnessNode, account: NodeId) -> Signer:
+        standing = node.view.account(account)
+        return KEYS[standing.key_at(account, standing.next_sequence)]
+
+    def _sign(self, order: Order) -> None:
+        self.orders.append(order)
+
+    def _submit(self, order: Order, mask: int) -> None:
+        """Ask these witnesses for votes; a quorum of votes makes the certificate."""
+        given = self.votes.setdefault(order.hash, {})
+        for node in self._chosen(mask):
+            vote = attempt(node.vote, order)
+            if vote is not None:
+                given[node.index] = vote
+                self._note_vote(node, order, vote)
+        if len(given) >= QUORUM and order.hash not in self.certificates:
+            self._certify(order, list(given.values())[:QUORUM])
+
+    def _note_vote(self, node: WitnessNode, order: Order, vote: WitnessSignature) -> None:
+        """I8: one vote for each number and epoch; for a channel one for ever."""
+        if node.index != self.liar:
+            key = ("vote", node.index, *_slot(order.body))
+            assert self.said.setdefault(key, order.hash) == order.hash, "a correct witness voted twice"
+
+    def _certify(self, order: Order, votes: list[WitnessSignature]) -> None:
+        """I3."""
+        assert self.certified.setdefault(_slot(order.body), order.hash) == order.hash, "two certificates for one number"
+        certificate = Certificate(order.body, order.signature, tuple(sorted(votes, key=lambda vote: vote.witness)))
+        self.certificates[order.hash] = encode(certificate)
+
+    def _store(self, identity: bytes, mask: int) -> None:
+        for node in self._chosen(mask):
+            if attempt(node.store, self.certificates[identity]) is not None:
+                epochs = range(len(self.decisions) + 1) if node.index == self.liar else (node.view.epoch,)
+                for epoch in epochs:
+                    self._acknowledged(identity, epoch, node.index)
+
+    def _acknowledged(self, identity: bytes, epoch: int, witness: int) -> None:
+        """No two final orders contradict each other, whatever their epochs."""
+        known = self.acknowledged.setdefault((identity, epoch), set())
+        known.add(witness)
+        if len(known) >= QUORUM:
+            self.final.setdefault(identity, epoch)
+            order = decode(decode_as(Certificate, self.certificates[identity]).body)
+            assert isinstance(order, AccountOrder | Settlement)
+            assert self.final_at.setdefault(voted_object(order), identity) == identity, (
+                "two final orders for one number"
+            )
+
+    def _everywhere(self, order: Order) -> None:
+        self._sign(order)
+        self._submit(order, 15)
+        if order.hash in self.certificates:
+            self._store(order.hash, 15)
+
+    def _catch_up(self, node: WitnessNode) -> None:
+        """All certificates and decisions, in whatever order they can be taken."""
+        while self._adopt(node):
+            pass
+        left = list(self.certificates)
+        while left:
+            waiting = [identity for identity in left if not self._hears(node, identity)]
+            if len(waiting) == len(left):
+                return
+            left = waiting
+
+    def _hears(self, node: WitnessNode, identity: bytes) -> bool:
+        self._store(identity, 1 << node.index)
+        return node.view.position(identity) is not None
+
+    # --- rounds ---
+
+    def _begin_round(self, coordinator: int, joined: int = 0) -> Round:
+        """A correct coordinator takes a round above those that it joined or heard of; the liar any, more than once."""
+        node = self.witnesses[coordinator]
+        known = node.role
+        after = max(joined, known.promised + 1 if known is not None else 0)
+        last = max((begun.number for begun in self.rounds if begun.epoch == node.view.epoch), default=0)
+        number = round_of(FOUR, coordinator, last if coordinator == self.liar else after)
+        begun = Round(node, number)
+        self.rounds.append(begun)
+        return begun
+
+    def _join(self, begun: Round, mask: int) -> Propose | None:
+        begun.ask_to_join(self._chosen(mask))
+        propose = begun.proposal()
+        if propose is not None:
+            self.proposals.append((begun, propose))
+        return propose
+
+    def _prepare(self, begun: Round, propose: Propose, mask: int) -> None:
+        given = [attempt(node.prepare, propose, begun.node.index, begun.sets) for node in self._chosen(mask)]
+        known = self._note_ballots(PREPARE, begun, given)
+        if len(known) >= QUORUM:
+            ballots = tuple(known[index] for index in sorted(known))
+            self.commits.append((begun, Commit(begun.number, begun.checkpoint, ballots)))
+
+    def _commit(self, begun: Round, request: Commit, mask: int) -> None:
+        given = [attempt(node.commit_to, request, begun.node.index) for node in self._chosen(mask)]
+        known = self._note_ballots(COMMIT, begun, given)
+        if len(known) >= QUORUM:
+            self._decided(begun, epochs.decision(FOUR, begun.checkpoint, begun.number, known.values()))
+
+    def _note_ballots(self, phase: int, begun: Round, given: Iterable[Balloted | None]) -> dict[int, WitnessSignature]:
+        """I8: one ballot for each phase and round. All that are known for this checkpoint."""
+        identity = body_hash(begun.checkpoint)
+        known = self.ballots.setdefault((phase, begun.epoch, begun.number, identity), {})
+        for ballot in begun.ballots(phase, given):
+            known[ballot.witness] = ballot
+            if ballot.witness != self.liar:
+                key = ("ballot", ballot.witness, phase, begun.epoch, begun.number)
+                assert self.said.setdefault(key, identity) == identity, "a correct witness balloted twice in a round"
+        return known
+
+    def _decided(self, begun: Round, decision: bytes) -> None:
+        """I12."""
+        known = self.decisions.setdefault(begun.epoch + 1, decision)
+        assert decode_as(Decision, known).body == begun.checkpoint, "two decisions for one epoch"
+
+    def _adopt(self, node: WitnessNode) -> bool:
+        """Go over to the next epoch, if it is decided; I13."""
+        decision = self.decisions.get(node.view.epoch + 1)
+        if decision is None:
+            return False
+        checkpoint = open_checkpoint(decode_as(Decision, decision).body)
+        before = self._keys(node, checkpoint.epoch - 1)
+        node.go_over(decision, self._union(checkpoint))
+        assert state_root(Base(node.state, checkpoint.epoch)) == checkpoint.state
+        after = self._keys(node, checkpoint.epoch)
+        assert all(after[account][: len(keys)] == keys for account, keys in before.items()), "a key was forgotten"
+        return True
+
+    @staticmethod
+    def _keys(node: WitnessNode, epoch: int) -> dict[bytes, tuple[bytes, ...]]:
+        """I14: what is known of keys and owners at the beginning of an epoch."""
+        base = Base(node.state, epoch)
+        found = {key[1:]: Account.decode(value) for key, value in base.iterate(b"a")}
+        known = {account: keys_of(View(base), account) for account in found}
+        owners = {b"owner" + account: (state.owner,) for account, state in found.items() if state.owner != NO_HASH}
+        return {**known, **owners}
+
+    def _union(self, checkpoint: Checkpoint) -> Union:
+        """Some correct witness has it: in its memory, in its log, or among its ended epochs."""
+        for node in self._all_correct():
+            places = epoch_range(node.view, checkpoint.epoch - 1)
+            ended = orders_between(node.state, *places) if places is not None else Union({})
+            for union in (*node.unions.values(), epoch_orders(node.state), ended):
+                if union.root == checkpoint.orders:
+                    return union
+        raise AssertionError("the orders of a decided epoch are nowhere to be had")
+
+    # --- invariants ---
+
+    @invariant()
+    def nothing_is_made_or_lost_and_nobody_overdraws(self) -> None:
+        """I1, I2, I5, at every correct witness, mid-epoch and after."""
+        for node in self._all_correct():
+            total = 0
+            for key, value in node.state.iterate(b"a"):
+                balance = Account.decode(value).balance
+                total += balance
+                assert balance >= FOUR.floor(NodeId(key[1:])), "below the floor"
+            for _, value in node.state.iterate(b"c"):
+                channel = Channel.decode(value)
+                total += channel.amount if channel.open else 0
+                assert 0 <= channel.paid <= channel.amount
+            assert total == 0
+
+    @invariant()
+    def what_is_final_is_in_every_later_state(self) -> None:
+        """I7."""
+        for node in self._all_correct():
+            epoch = node.view.epoch
+            for identity, final_in in self.final.items():
+                assert final_in >= epoch or node.view.position(identity) is not None, "a final order was lost"
+
+    @invariant()
+    def the_states_at_the_beginning_of_an_epoch_are_the_same(self) -> None:
+        """I13; that it is the checkpoint's is checked when it is adopted."""
+        for node in self._all_correct():
+            assert node.view.epoch <= len(self.decisions)
+
+    @invariant()
+    def nothing_can_be_proved_against_an_honest_owner(self) -> None:
+        for node in self._all_correct():
+            assert node.state.get(equivocation_key(DAVE.node)) is None
+
+    # --- the end ---
+
+    def teardown(self) -> None:
+        """The correct ones meet, end the epoch, and everybody gets what is due (I11); the audit agrees everywhere."""
+        if not self.orders:  # the first rule failed
+            return
+        active = [node for node in self._all_correct() if not node.view.abstaining]
+        if len(active) >= QUORUM:
+            self._finish(active)
+        for node in self._all_correct():
+            report = verify_log(FOUR, node.state, signatures=True, check=verify_once)
+            assert report.verified, report.problems
+        self.nothing_is_made_or_lost_and_nobody_overdraws()
+        self.what_is_final_is_in_every_later_state()
+
+    def _finish(self, active: list[WitnessNode]) -> None:
+        """The liar is silent from now on."""
+        mask = sum(1 << node.index for node in active)
+        self._meet(active)
+        self._end_together(active, mask)
+        paid = not (self.set_back and self.liar is not None)
+        for channel, order in self.closes.items():
+            self._to_the_end(order, active, mask)
+            if paid:
+                self._check_paid(active, channel, order)
+        node = active[0]
+        if node.view.account(DAVE.node).balance > 0:
+            order = node.hold(DAVE, CAROL.node, 1)
+            self._to_the_end(order, active, mask)
+            assert all(one.view.position(order.hash) is not None for one in active), "an honest owner is stuck"
+
+    def _to_the_end(self, order: Order, active: list[WitnessNode], mask: int) -> None:
+        """Ask these and no others."""
+        given = self.votes.setdefault(order.hash, {})
+        for node in active:
+            vote = attempt(node.vote, order)
+            if vote is not None:
+                given[node.index] = vote
+                self._note_vote(node, order, vote)
+        if len(given) >= QUORUM and order.hash not in self.certificates:
+            self._certify(order, list(given.values())[:QUORUM])
+        if order.hash in self.certificates:
+            for node in active:
+                attempt(node.store, self.certificates[order.hash])
+
+    def _meet(self, active: list[WitnessNode]) -> None:
+        for node in active:
+            self._catch_up(node)
+        assert {node.view.epoch for node in active} == {len(self.decisions)}
+
+    def _end_together(self, active: list[WitnessNode], mask: int) -> None:
+        """Any correct coordinator brings the epoch to its end, whatever was begun."""
+        joined = [node.role.promised + 1 for node in active if node.role is not None]
+        begun = self._begin_correct_round(active[-1], max(joined, default=0))
+        decision = begun.run(active)
+        assert decision is not None, "the correct witnesses cannot end the epoch"
+        self._decided(begun, decision)
+        self._meet(active)
+
+    def _begin_correct_round(self, node: WitnessNode, after: int) -> Round:
+        return Round(node, round_of(FOUR, node.index, after))
+
+    def _check_paid(self, active: list[WitnessNode], channel: bytes, order: Order) -> None:
+        """A worker whose hold was final is paid, unless it was late by more than REFUND_DELAY."""
+        owed = open_voucher(decode_as(Close, order.body).voucher).cumulative
+        for node in active:
+            known = node.channel(channel)
+            late = known.expiry_ms + params.REFUND_DELAY <= self.now
+            assert known.status is ChannelStatus.CLOSED or late, "a worker was not paid"
+            assert known.status is not ChannelStatus.CLOSED or known.paid == owed
+
+
+def _slot(body: bytes) -> tuple[bytes, int, int | None]:
+    """What a witness votes for once: object, number, and the epoch if it is an account's order."""
+    order = decode(body)
+    assert isinstance(order, AccountOrder | Settlement)
+    return (*voted_object(order), order.epoch if isinstance(order, AccountOrder) else None)
+
+
+TestFederationMachine = FederationMachine.TestCase
+TestFederationMachine.settings = settings(
+    max_examples=60,
+    stateful_step_count=50,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
