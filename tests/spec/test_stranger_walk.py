@@ -6,27 +6,32 @@ after each step, the same checkpoint of each union. What a seed draws is fixed, 
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import pytest
 import stranger_epochs
 import stranger_ledger
 
+from protocol.codec import decode, decode_as
 from protocol.errors import Refused
 from protocol.ids import NodeId
-from protocol.ledger import checkpoints
+from protocol.ledger import checkpoints, votes
 from protocol.ledger.checkpoints import epoch_orders, outcome, record_id
-from protocol.ledger.orders import MissingPredecessor
-from protocol.ledger.state import View
-from tests.protocol.ledger_world import HOUR, signer
-from tests.protocol.vector_world import FOUR, Ledger, Order, Union
+from protocol.ledger.orders import AccountOrder, MissingPredecessor, check_order, owner_of
+from protocol.ledger.state import View, lock_key
+from protocol.messages import Certificate
+from protocol.params import MAX_INTEGER, SIGNATURE_BYTES
+from tests.protocol.ledger_world import HOUR, ISSUER, signer
+from tests.protocol.vector_world import FOUR, FOUR_WITNESSES, Ledger, Order, Union
 
 PEOPLE = [signer(f"person {index}") for index in range(5)]
 SPARE = [signer(f"spare key {index}") for index in range(12)]
 KEYS = {one.node: one for one in (*PEOPLE, *SPARE)}
-REPLICAS, EPOCHS, ORDERS = 3, 3, 24
+SEED = hashlib.sha256(b"w0").hexdigest()  # of the first witness
+REPLICAS, EPOCHS, ORDERS, FREEZE = 3, 3, 24, 17
 
 
 @dataclass
@@ -45,6 +50,24 @@ class Both:
         self.compare()
         return said
 
+    def vote(self, order: Order, now_ms: int, frozen: bool) -> str:
+        """As the first witness: ask both for a vote, and write it down."""
+
+        def ours() -> str:
+            view = self.code.view
+            checked = check_order(FOUR, view, order.body, order.signature)
+            lock = votes.decide(FOUR, view, checked, votes.Moment(now_ms, frozen), FOUR_WITNESSES[0])
+            self.code.state.write({lock_key(checked.object, checked.version): lock.encode()})
+            return lock.vote.hex()
+
+        def theirs() -> str:
+            self.other.frozen = frozen
+            return str(self.other.vote(SEED, now_ms, order.body.hex(), order.signature.hex())["vote"])
+
+        said = _said(ours)
+        assert said == _said(theirs)
+        return said
+
     def adopt(self, decision: bytes, union: Iterable[bytes]) -> None:
         """Go over to the next epoch."""
         orders = [*union]
@@ -61,9 +84,9 @@ class Both:
         assert sum(one.balance for one in self.other.state.accounts.values()) + held == 0
 
 
-def _said(apply: Callable[[], int]) -> str:
+def _said(do: Callable[[], object]) -> str:
     try:
-        return f"at {apply()}"
+        return f"{do()}"
     except MissingPredecessor as refusal:
         return f"missing {refusal.code.name}"
     except Refused as refusal:
@@ -82,16 +105,22 @@ class Walk:
         self.replicas = [Both() for _ in range(REPLICAS)]
         self.spare = list(SPARE)
         self.said: set[str] = set()
+        self.asked: set[str] = set()
         self.begun = 0
         self.void = 0
 
     def epoch(self) -> None:
         """Orders, deliveries, and an end."""
         self.begun = len(self.pool)
-        for _ in range(ORDERS):
+        union: dict[bytes, bytes] = {}
+        for step in range(ORDERS):
             self._order()
             self._deliver()
-        self._end()
+            self._ask()
+            if step == FREEZE:  # some others hear of orders later than that
+                for replica in self.draw.sample(self.replicas, self.draw.randint(1, 2)):
+                    union |= epoch_orders(replica.code.state).certificates
+        self._end(union)
 
     def _order(self) -> None:
         make = self.draw.choice(
@@ -152,11 +181,37 @@ class Walk:
                 if choice and self.draw.random() < 0.5:
                     self.said.add(replica.take(self.draw.choice(choice)))
 
-    def _end(self) -> None:
+    def _ask(self) -> None:
+        """One replica for votes on what somebody could have signed."""
+        witness, frozen = self.draw.choice(self.replicas), self.draw.random() < 0.1
+        for certificate in self.draw.sample(self.pool, min(3, len(self.pool))):
+            said = witness.vote(self._changed(certificate), witness.code.now, frozen)
+            self.asked.add("a vote" if len(said) == 2 * SIGNATURE_BYTES else said)
+
+    def _changed(self, certificate: bytes) -> Order:
+        """An order like one that was made, mostly with something else in one place, and signed by somebody."""
+        order = decode(decode_as(Certificate, certificate).body)
+        names = [field_.name for field_ in fields(order) if isinstance(getattr(order, field_.name), int)]
+        if names and self.draw.random() < 0.7:
+            name = self.draw.choice(names)
+            value = getattr(order, name) + self.draw.choice([-1, 1, -1_000, 10**7, MAX_INTEGER])
+            order = replace(order, **{name: max(0, min(value, MAX_INTEGER))})
+        if isinstance(order, AccountOrder) and self.draw.random() < 0.8:  # as if it were made now
+            order = replace(order, epoch=self.all.view.epoch)
+            if self.draw.random() < 0.8:
+                account = self.draw.choice(self.replicas).code.view.account(owner_of(order))
+                order = replace(order, sequence=account.next_sequence, previous=account.head)
+        signers = [KEYS.get(self._signer(order), ISSUER), self.draw.choice(list(KEYS.values()))]
+        return self.all.signed(self.draw.choices(signers, [9, 1])[0], order)
+
+    def _signer(self, order: Order) -> NodeId:
+        if isinstance(order, AccountOrder):
+            return self.all.view.account(owner_of(order)).key_at(owner_of(order), order.sequence)
+        channel = self.all.view.channel(order.channel)
+        return self._person() if channel is None else channel.payee
+
+    def _end(self, union: dict[bytes, bytes]) -> None:
         first = self.replicas[0]
-        union: dict[bytes, bytes] = {}
-        for replica in self.draw.sample(self.replicas, self.draw.choice([1, 1, 2])):
-            union |= epoch_orders(replica.code.state).certificates
         time_ms = first.code.now + self.draw.choice([1, 3 * HOUR])
         found = outcome(FOUR, first.code.state, Union(union), time_ms)
         other = stranger_epochs.outcome(first.other, {one.hex(): data.hex() for one, data in union.items()}, time_ms)
@@ -177,4 +232,4 @@ def test_code_and_stranger_say_the_same(seed: int) -> None:
     for _ in range(EPOCHS):
         walk.epoch()
     assert View(walk.all.state).epoch == EPOCHS
-    assert len(walk.said) > 5 and walk.void  # applied, refused, and undone again
+    assert len(walk.said) > 5 and len(walk.asked) > 5 and walk.void  # applied, refused, and undone again
