@@ -32,11 +32,15 @@ SOURCE = Path(__file__).with_name("disk_recorder.c")
 
 
 class NoRecorder(Exception):
-    """The recorder cannot be built here; the message says why."""
+    """This machine cannot have a recorder; the message says why."""
+
+
+class RecorderBroken(Exception):
+    """The recorder does not compile; the message is the compiler's."""
 
 
 def build_recorder(folder: Path) -> Path:
-    """The recorder as a shared library in `folder`. Raises `NoRecorder`."""
+    """The recorder as a shared library in `folder`. Raises `NoRecorder` or `RecorderBroken`."""
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None or not sys.platform.startswith("linux"):
         raise NoRecorder("needs Linux and a C compiler")
@@ -44,7 +48,7 @@ def build_recorder(folder: Path) -> Path:
     command = [compiler, "-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-o", str(target), str(SOURCE), "-ldl"]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     if built.returncode:
-        raise NoRecorder(f"the recorder does not compile: {built.stderr}")
+        raise RecorderBroken(built.stderr)
     return target
 
 
