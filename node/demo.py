@@ -81,7 +81,11 @@ def main(as_json: bool, keep: bool = False, folder: Path | None = None, witnesse
     root = folder or Path(tempfile.mkdtemp(prefix="mtor-demo-"))
     try:
         result = _run(root, screen, witnesses)
-    except (DemoFailed, FederationError, NodeFailed) as error:
+    except FederationError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        shutil.rmtree(root, ignore_errors=True)
+        return 1
+    except (DemoFailed, NodeFailed) as error:
         print(f"demo: {error}", file=sys.stderr)
         print(f"the nodes' folders are kept in {root}", file=sys.stderr)
         return 1

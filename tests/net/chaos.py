@@ -98,14 +98,15 @@ class Blows:
         worker.thaw()
 
 
-def run(root: Path, queries: int, seed: int) -> dict[str, Any]:
-    """A federation, `queries` queries under blows, and the books afterwards. Raises `AssertionError`."""
+def run(root: Path, queries: int, seed: int, witnesses: int = 1) -> dict[str, Any]:
+    """A federation, `queries` queries under blows, and the books afterwards. With 4 witnesses the workers are three of
+    them, and are struck as such. Raises `AssertionError`."""
     make_tiny_model(root / "tiny")
     realms = f"realms:\n  - realm: $CHAT\n    model: {root / 'tiny'}\n    arithmetic: fp32\n    queue: 8\n"
     tally = Tally()
     began = time.monotonic()
-    with local_federation(root / "nodes", WORKERS, realms) as nodes:
-        gateway, workers = nodes[0], nodes[1:]
+    with local_federation(root / "nodes", WORKERS, realms, witnesses) as nodes:
+        gateway, workers = nodes[0], nodes[1 : 1 + len(WORKERS)]
         expected = {prompt: _answer(gateway.client, prompt)[0] for prompt in PROMPTS}
         chance = random.Random(seed + 1)
         prompts = [chance.choice(PROMPTS) for _ in range(queries)]
@@ -113,7 +114,11 @@ def run(root: Path, queries: int, seed: int) -> dict[str, Any]:
             for outcome in pool.map(lambda prompt: _ask(gateway.client, prompt, expected[prompt]), prompts):
                 _count(tally, *outcome)
         books = _books(nodes)
-    return {"queries": queries, "seed": seed, "seconds": round(time.monotonic() - began, 1)} | tally.as_json() | books
+    return (
+        {"queries": queries, "seed": seed, "witnesses": witnesses, "seconds": round(time.monotonic() - began, 1)}
+        | tally.as_json()
+        | books
+    )
 
 
 def _answer(client: NodeClient, prompt: str) -> tuple[str, str, dict[str, Any]]:
@@ -186,9 +191,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--witnesses", type=int, default=1)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mtor-chaos-") as folder:
-        result = run(Path(folder), options.queries, options.seed)
+        result = run(Path(folder), options.queries, options.seed, options.witnesses)
     print(json.dumps(result, indent=1))
     sound = result["verified"] and not any(result["sums_micro"]) and result["earned"] == result["spent"]
     return 0 if sound and not result["dishonest"] else 1
