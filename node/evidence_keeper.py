@@ -13,14 +13,15 @@ from node.ledger_writer import LedgerWriter
 from node.store import Store
 from protocol import params
 from protocol.codec import decode_as, encode
-from protocol.errors import ProtocolError, Refused
+from protocol.errors import ErrorCode, ProtocolError, Refused
 from protocol.gossip import Verdict
 from protocol.ids import NodeId, peer_id, short
 from protocol.ledger.evidence import Proof, open_proof
 from protocol.ledger.genesis import Federation
 from protocol.ledger.orders import MissingPredecessor
 from protocol.ledger.state import Draft, Verify, View, number
-from protocol.messages import Evidence, FetchEvidence
+from protocol.messages import NUMBERS, Equivocation, Evidence, FetchEvidence
+from protocol.signing import message_number
 
 log = logging.getLogger("mtor.ledger")
 
@@ -55,13 +56,14 @@ class EvidenceKeeper:
         """What to do with a gossiped proof: forward it if it is true and new here."""
         try:
             message = decode_as(Evidence, data, params.MAX_EVIDENCE_BYTES + params.HASH_BYTES)
-            if len(message.records) != 1:
-                return Verdict.REJECT
-            proof = self._open(message.records[0])
-        except MissingPredecessor:
-            return Verdict.IGNORE  # about what is not known here
         except ProtocolError:
             return Verdict.REJECT
+        if len(message.records) != 1:
+            return Verdict.REJECT
+        try:
+            proof = self._open(message.records[0])
+        except Refused as refusal:
+            return Verdict.IGNORE if _depends_on_the_ledger(message.records[0], refusal) else Verdict.REJECT
         return Verdict.ACCEPT if proof.puts(View(self._store)) else Verdict.IGNORE
 
     async def take(self, record: bytes) -> bool:
@@ -110,6 +112,12 @@ class EvidenceKeeper:
         epoch = View(self._store).epoch
         pairs = [(kind, key[1:], value) for kind in (b"e", b"w") for key, value in self._store.iterate(kind)]
         return [entry for entry in pairs if entry[0] == b"w" or number(entry[2][:8]) == epoch]
+
+
+def _depends_on_the_ledger(record: bytes, refusal: Refused) -> bool:
+    """True if the proof may be good for whoever forwarded it: its ledger may know more than this one, or less."""
+    unknown_key = refusal.code is ErrorCode.BAD_SIGNATURE and message_number(record) == NUMBERS[Equivocation]
+    return isinstance(refusal, MissingPredecessor) or refusal.code is ErrorCode.CHANNEL_CLOSED or unknown_key
 
 
 def described(proof: Proof) -> str:

@@ -62,7 +62,7 @@ def _equivocation(federation: Federation, view: View, record: bytes, proof: Equi
         return Proof(record, NodeId(first.object), 0, first.order.epoch)
     channel = required_channel(view, first.order.channel)
     if not channel.open:
-        raise Refused(ErrorCode.INVALID_REQUEST, "the channel is settled: the contradiction is decided")
+        raise Refused(ErrorCode.CHANNEL_CLOSED, "the channel is settled: the contradiction is decided")
     return Proof(record, channel.payee, 0, view.epoch)
 
 

@@ -589,7 +589,7 @@ def _equivocation(ledger: Ledger, proof: Message) -> Proof:
     if first.numbered:
         return Proof(first.object, 0, first.order["epoch"])
     channel = ledger.state.channels[first.object]
-    require(channel.status == "open", "INVALID_REQUEST")
+    require(channel.status == "open", "CHANNEL_CLOSED")
     return Proof(channel.hold["payee"], 0, ledger.epoch)
 
 
