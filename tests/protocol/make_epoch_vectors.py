@@ -29,6 +29,7 @@ from protocol.messages import (
     Decision,
     DoubleVote,
     Equivocation,
+    FetchStanding,
     Join,
     Joined,
     LedgerProof,
@@ -328,7 +329,25 @@ def _json(message: Message) -> dict[str, Json]:
 
 def _witness() -> dict[str, Json]:
     world, _ = four_witnesses()
-    return {**_joins(world), **_proposals(world), **_proposals_again(world), **_commits(world)}
+    return {**_standings(world), **_joins(world), **_proposals(world), **_proposals_again(world), **_commits(world)}
+
+
+def _standings(world: Ledger) -> dict[str, Json]:
+    seat, ended = Steps(world), world.copy()
+    ended.end_epoch(DUE)
+
+    def ask(now: int, agreed: int = 0) -> Json:
+        return {"coordinator": 0, "message": _json(FetchStanding()), "now_ms": now, "agreed": agreed}
+
+    return {
+        "standing: not due": seat.case(ask(DUE - 1)),
+        "standing: due": seat.case(ask(DUE)),
+        "standing: its operator agreed": seat.case(ask(NOW, 1)),
+        "standing: frozen": seat.case(seat.join(), ask(NOW)),
+        "standing: the second epoch, not due": Steps(ended).case(ask(DUE + EPOCH_LENGTH - 1)),
+        "standing: the second epoch, due": Steps(ended).case(ask(DUE + EPOCH_LENGTH)),
+        "standing: abstaining": Steps(world, 1, 1).case(ask(DUE, 1)),
+    }
 
 
 def _joins(world: Ledger) -> dict[str, Json]:

@@ -15,14 +15,26 @@ from vector_json import from_json, to_json
 from node.ledger_export import ExportError, open_export
 from protocol.codec import body_hash, decode, decode_as, encode
 from protocol.errors import ErrorCode, Malformed, Refused
-from protocol.ids import ChannelId, FederationId, NodeId
+from protocol.ids import NO_HASH, ChannelId, FederationId, NodeId
 from protocol.ledger import certificates, checkpoints, epochs, evidence, families, genesis, merkle, proofs, votes
 from protocol.ledger.channels import check_pay, no_voucher, open_voucher
 from protocol.ledger.checkpoints import Union
 from protocol.ledger.genesis import Federation
 from protocol.ledger.orders import check_order
 from protocol.ledger.state import ABSTAIN, Base, Channel, Draft, Nothing, View, lock_key, u64
-from protocol.messages import Commit, Decision, Hold, Join, Joined, Message, Pay, Propose, StateLeaves
+from protocol.messages import (
+    Commit,
+    Decision,
+    FetchStanding,
+    Hold,
+    Join,
+    Joined,
+    Message,
+    Pay,
+    Propose,
+    Snapshot,
+    StateLeaves,
+)
 from protocol.pricing import channel_cost
 from protocol.signing import Signer
 
@@ -208,8 +220,7 @@ def witness(given: dict[str, Json]) -> Json:
     except Refused as refusal:
         raise AssertionError(f"only the last step may be refused: {refusal}") from refusal
     answer = _step(seat, draft, last)
-    kept = epochs.role(View(draft))
-    assert kept is not None
+    kept = epochs.role(View(draft)) or epochs.Role(Snapshot(0, NO_HASH, 0, NO_HASH), 0)
     return {
         "answer": to_json(answer),
         "promised": kept.promised,
@@ -222,6 +233,9 @@ def witness(given: dict[str, Json]) -> Json:
 
 def _step(seat: epochs.Seat, draft: Draft, step: dict[str, Json]) -> Message:
     request = from_json(step["message"])
+    if isinstance(request, FetchStanding):
+        agreed = step["agreed"] == 1
+        return epochs.standing(seat.federation, View(draft), step["now_ms"], agreed=agreed)
     assert isinstance(request, Join | Propose | Commit)
     answer, puts = _answer(seat, draft, step, request)
     draft.update(puts)

@@ -316,7 +316,13 @@ class Seat:
     def answer(self, step: dict[str, Json]) -> Message:
         """The answer to one message of a coordinator."""
         message = step["message"]
-        return {"Join": self._join, "Propose": self._propose, "Commit": self._commit}[message["type"]](message, step)
+        answers = {
+            "FetchStanding": self._standing,
+            "Join": self._join,
+            "Propose": self._propose,
+            "Commit": self._commit,
+        }
+        return answers[message["type"]](message, step)
 
     def _sign(self, statement: str) -> str:
         return sign(self.seed, self.ledger.federation.id, statement)
@@ -329,6 +335,13 @@ class Seat:
     def _check_round(self, number: int) -> None:
         require(number >= self.promised, "BAD_SEQUENCE")
         require(number <= self.promised + MOST_ROUNDS, "INVALID_REQUEST")
+
+    def _standing(self, _: Message, step: dict[str, Json]) -> Message:
+        frozen, ledger = bool(self.snapshot), self.ledger
+        due = step["now_ms"] >= ledger.time_ms + ledger.federation.epoch_length_ms
+        willing = not ledger.abstaining and (frozen or due or step["agreed"] == 1)
+        flags = {"willing": int(willing), "frozen": int(frozen), "abstaining": int(ledger.abstaining)}
+        return {"type": "Standing", "epoch": ledger.epoch, **flags}
 
     def _join(self, join: Message, step: dict[str, Json]) -> Message:
         self._check_part(join["epoch"], join["round"], step["coordinator"])

@@ -198,6 +198,7 @@ class Federation:
             raise BadSignature("a key that must not be used")
         self.id = sha256(body)
         self.created_ms = genesis["created_ms"]
+        self.epoch_length_ms = genesis["epoch_length_ms"]
         self.quorum = 2 * genesis["faults"] + 1
         self._share = genesis["supply_cap"] // len(self.issuers)
 
