@@ -22,7 +22,15 @@ from protocol.ledger.certificates import Transition, apply, certify, open_certif
 from protocol.ledger.epochs import role
 from protocol.ledger.evidence import Proof, conflicts, equivocation, open_proof
 from protocol.ledger.genesis import Federation
-from protocol.ledger.orders import AccountOrder, MissingPredecessor, Settlement, check_order, voted_object
+from protocol.ledger.orders import (
+    AccountOrder,
+    CheckedOrder,
+    MissingPredecessor,
+    Order,
+    Settlement,
+    check_order,
+    voted_object,
+)
 from protocol.ledger.state import ABSTAIN, Draft, Lock, Verify, View, lock_key, u64
 from protocol.ledger.votes import Moment, decide, lock_in_force
 from protocol.messages import (
@@ -129,28 +137,31 @@ class Witness:
         transition = apply(self._federation, view, certificate)
         draft.update(transition.puts)
         if transition.checked is not None:
-            self._check_memory(draft, certificate)
+            self._check_memory(draft, transition.checked, certificate)
             self._journal.record_order(draft, transition.checked, self._clock())
         return transition
 
     def _acknowledge(self, draft: Draft, certificate: bytes) -> Stored:
         return Stored(self.apply(draft, certificate).position, View(draft).epoch)
 
-    def _check_memory(self, draft: Draft, certificate: bytes) -> None:
+    def _check_memory(self, draft: Draft, checked: CheckedOrder, certificate: bytes) -> None:
         view = View(draft)
+        if _voted_for(view, checked.order, checked.hash):
+            return
         if not view.abstaining and self.forgot(view, certificate):
             log.error("this witness's storage was set back: it abstains until epoch %d ends", view.epoch)
             draft.update({ABSTAIN: u64(view.epoch)})
 
     def forgot(self, view: View, certificate: bytes) -> bool:
         """True if the certificate has a vote of this witness that it does not remember: its storage was set back."""
+        if self._index is None:
+            return False
         found = open_certificate(certificate)
-        if self._index is None or all(vote.witness != self._index for vote in found.votes):
+        if all(vote.witness != self._index for vote in found.votes):
             return False
         order = decode(found.body)
         assert isinstance(order, AccountOrder | Settlement)
-        lock = lock_in_force(view, *voted_object(order), order)
-        return lock is None or lock.order != body_hash(found.body)
+        return not _voted_for(view, order, body_hash(found.body))
 
     def _vote(self, draft: Draft, request: RequestVote) -> Voted:
         self._check_witness()
@@ -192,6 +203,12 @@ class Witness:
     def _note(self, refusal: Refused) -> None:
         if isinstance(refusal, MissingPredecessor) or refusal.code is ErrorCode.INSUFFICIENT_FUNDS:
             self._lacking()
+
+
+def _voted_for(view: View, order: Order, identity: bytes) -> bool:
+    """True if this witness remembers that it voted for the order."""
+    lock = lock_in_force(view, *voted_object(order), order)
+    return lock is not None and lock.order == identity
 
 
 def _order_id(certificate: bytes) -> bytes:

@@ -61,11 +61,18 @@ def body_hash(body: bytes) -> bytes:
 
 def _to_plain(value: Any) -> Any:
     """`value` as msgpack carries it; a dataclass becomes the list of its fields."""
-    if is_dataclass(value):
-        return [_to_plain(getattr(value, field.name)) for field in fields(value)]
+    if type(value) in _SCALARS:
+        return value
     if isinstance(value, tuple):
         return [_to_plain(element) for element in value]
+    if is_dataclass(value):
+        return [_to_plain(getattr(value, name)) for name in _names(type(value))]  # type: ignore[arg-type]  # see _readers
     return value
+
+
+@cache
+def _names(cls: type[Any]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(cls))
 
 
 def _pack(plain: Plain) -> bytes:

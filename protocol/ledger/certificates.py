@@ -95,14 +95,19 @@ def check_votes(federation: Federation, view: View, checked: CheckedOrder, votes
         raise Refused(ErrorCode.BAD_QUORUM, "votes stand in ascending order of their witnesses, each once")
     if len(listed) < federation.quorum:
         raise Refused(ErrorCode.BAD_QUORUM, f"{len(listed)} votes, a quorum is {federation.quorum}")
+    body = vote_body(checked)
     for vote in listed:
-        check_vote(federation, view, checked, vote)
+        _check_vote(federation, view, body, vote)
 
 
 def check_vote(federation: Federation, view: View, checked: CheckedOrder, vote: WitnessSignature) -> None:
     """One witness's vote for this order. Raises `Refused` (NOT_A_WITNESS, BAD_SIGNATURE)."""
+    _check_vote(federation, view, vote_body(checked), vote)
+
+
+def _check_vote(federation: Federation, view: View, body: bytes, vote: WitnessSignature) -> None:
     with as_refusal():
-        view.verify(federation.witness(vote.witness), federation.id, vote_body(checked), vote.signature)
+        view.verify(federation.witness(vote.witness), federation.id, body, vote.signature)
 
 
 def apply(federation: Federation, view: View, data: bytes) -> Transition:
