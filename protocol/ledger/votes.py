@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from protocol.codec import encode
-from protocol.errors import ErrorCode, Refused
+from protocol.errors import BadSignature, ErrorCode, Refused
 from protocol.ids import ChannelId
 from protocol.ledger.accounts import check_solvent
 from protocol.ledger.genesis import Federation
@@ -78,8 +78,9 @@ def check_first(federation: Federation, view: View, checked: CheckedOrder, now_m
     that left must not be replaced by another with its number. Raises `Refused`."""
     check_now(checked.order, view.epoch, now_ms)
     if isinstance(checked.order, AccountOrder):
-        _check_account(federation, view, checked.order)
-        _check_policy(view, checked.order)
+        recovers = _by_recovery_key(federation, view, checked)
+        _check_account(federation, view, checked.order, recovers)
+        _check_policy(view, checked.order, recovers)
     else:
         _check_settlement(view, checked.order.channel)
 
@@ -94,10 +95,23 @@ def _check_settlement(view: View, channel: ChannelId) -> None:
         )
 
 
-def _check_account(federation: Federation, view: View, order: AccountOrder) -> None:
+def _by_recovery_key(federation: Federation, view: View, checked: CheckedOrder) -> bool:
+    """True for what the account's recovery key signed: whoever stole the other key could not."""
+    order = checked.order
+    key = view.account(order.account).recovery_at(order.sequence) if isinstance(order, Recovery | Rotate) else None
+    if key is None:
+        return False
+    try:
+        view.verify(key, federation.id, checked.body, checked.signature)
+    except BadSignature:
+        return False
+    return True
+
+
+def _check_account(federation: Federation, view: View, order: AccountOrder, recovers: bool) -> None:
     owner = owner_of(order)
     account = view.account(owner)
-    if view.frozen(owner):
+    if view.frozen(owner) and not recovers:
         raise Refused(
             ErrorCode.EQUIVOCATION,
             f"this account signed two orders with one number; it rests until epoch {view.epoch} ends",
@@ -113,7 +127,7 @@ def _check_account(federation: Federation, view: View, order: AccountOrder) -> N
     check_solvent(federation, account, order)
 
 
-def _check_policy(view: View, order: AccountOrder) -> None:
+def _check_policy(view: View, order: AccountOrder, recovers: bool) -> None:
     """Orders that cost nothing are for accounts with something in them, and bounded in number."""
     if isinstance(order, Move):
         check_related(view, order)
@@ -125,5 +139,10 @@ def _check_policy(view: View, order: AccountOrder) -> None:
             )
     if isinstance(order, Recovery | Rotate):
         account = view.account(order.account)
-        if not account.known or max(len(account.rotations), len(account.recoveries)) >= MAX_ROTATIONS:
-            raise Refused(ErrorCode.INVALID_REQUEST, f"an account in use changes keys at most {MAX_ROTATIONS} times")
+        had = len(account.recoveries if isinstance(order, Recovery) else account.rotations)
+        most = MAX_ROTATIONS if recovers or isinstance(order, Recovery) else MAX_ROTATIONS // 2
+        if not account.known or had >= most:
+            raise Refused(
+                ErrorCode.INVALID_REQUEST,
+                f"an account in use changes its key at most {MAX_ROTATIONS // 2} times, and as often with its recovery key",
+            )

@@ -19,7 +19,8 @@ from protocol.codec import decode_as, encode
 from protocol.ids import NodeId
 from protocol.ledger import genesis
 from protocol.messages import Certificate, Close, Consent, Genesis, WitnessSignature
-from protocol.params import CLOCK_SKEW, EPOCH_LENGTH, MAX_HOLD_LIFETIME, MAX_INTEGER
+from protocol.params import CLOCK_SKEW, EPOCH_LENGTH, MAX_HOLD_LIFETIME, MAX_INTEGER, MAX_ROTATIONS
+from protocol.signing import Signer
 from tests.protocol.ledger_world import ALICE, BOB, CAROL, FEDERATION, HOUR, ISSUER, NOW, WITNESS, Order, World, signer
 from tests.protocol.make_epoch_vectors import FILES as EPOCH_FILES
 from tests.protocol.vector_world import (
@@ -267,6 +268,9 @@ def _vote_on_keys() -> dict[str, Json]:
     recovered = world.copy()
     recovered.do(recovered.recovery(ALICE, VAULT.node))
     vault = partial(_asked, recovered)
+    twice = equivocation(*(recovered.hold(ALICE, BOB.node, amount, sequence=9) for amount in (1, 2)))
+    often, last = _rotated_often(recovered)
+    used_up = partial(_asked, often)
     return {
         "attach": case(world.attach(NEWCOMER, ALICE)),
         "attach to a sub-account": case(world.attach(NEWCOMER, DEVICE)),
@@ -306,6 +310,21 @@ def _vote_on_keys() -> dict[str, Json]:
         "recovery: the applied one again": vault(Order(*_order_of(recovered.log[-1]))),
         "rotate": case(world.rotate(ALICE, ALICE_NEW)),
         "rotate by the recovery key": vault(recovered.rotate(ALICE, ALICE_NEW, by=VAULT)),
+        "rotate by the recovery key: the account signed twice": vault(
+            recovered.rotate(ALICE, ALICE_NEW, by=VAULT), proofs=(twice,)
+        ),
+        "rotate by the account's key: the account signed twice": vault(
+            recovered.rotate(ALICE, ALICE_NEW), proofs=(twice,)
+        ),
+        "recovery: another one, by the old one: the account signed twice": vault(
+            recovered.recovery(ALICE, BOB.node, by=VAULT), proofs=(twice,)
+        ),
+        "rotate by the account's key: half of all rotations are used up": used_up(
+            often.rotate(ALICE, ALICE_NEW, by=last)
+        ),
+        "rotate by the recovery key: half of all rotations are used up": used_up(
+            often.rotate(ALICE, ALICE_NEW, by=VAULT)
+        ),
         "rotate by another": vault(recovered.rotate(ALICE, ALICE_NEW, by=BOB)),
         "rotate: consent by another": case(world.rotate(ALICE, ALICE_NEW, consent=world.consent(BOB, ALICE.node))),
         "rotate: consent for another account": case(
@@ -316,6 +335,16 @@ def _vote_on_keys() -> dict[str, Json]:
         "rotate: an issuer": case(world.rotate(ISSUER, ALICE_NEW)),
         **{f"rotated: {name}": _asked(rotated, order) for name, order in _after_rotation(rotated).items()},
     }
+
+
+def _rotated_often(world: Ledger) -> tuple[Ledger, Signer]:
+    """A thief of Alice's key rotates as often as it may: the ledger, and the key in force."""
+    world, key = world.copy(), ALICE
+    for count in range(MAX_ROTATIONS // 2):
+        new = signer(f"the thief's key {count}")
+        world.do(world.rotate(ALICE, new, by=key))
+        key = new
+    return world, key
 
 
 def _rotated() -> Ledger:

@@ -504,12 +504,12 @@ class Ledger:
         else:
             require(not self.frozen, "EPOCH_CHANGING")
             if checked.id not in self.places:
-                self._check_first(checked, now_ms)
+                self._check_first(checked, now_ms, self._recovers(checked, signature))
             known = Vote(checked.id, self.epoch, sign(seed, self.federation.id, checked.vote))
             self.votes[place] = known
         return {"order": checked.id, "object": checked.object, "version": checked.version, "vote": known.vote}
 
-    def _check_first(self, checked: Checked, now_ms: int) -> None:
+    def _check_first(self, checked: Checked, now_ms: int, recovers: bool) -> None:
         order = checked.order
         if checked.numbered:
             require(order["epoch"] == self.epoch, "STALE_EPOCH")
@@ -519,14 +519,20 @@ class Ledger:
         if order["type"] == "Refund":
             require(order["time_ms"] <= now_ms, "INVALID_REQUEST")
         if checked.numbered:
-            self._check_numbered(checked)
+            self._check_numbered(checked, recovers)
         else:
             require(self.state.channels[order["channel"]].status == "open", "CHANNEL_CLOSED")
             require(order["channel"] not in self.silent, "ABSTAINING")
 
-    def _check_numbered(self, checked: Checked) -> None:
+    def _recovers(self, checked: Checked, signature: str) -> bool:
+        """True for a Rotate or Recovery that the recovery key signed."""
+        recovery = self.state.recovery_at(checked.object, checked.version)
+        changes = checked.order["type"] in ("Rotate", "Recovery") and recovery is not None
+        return changes and _signed_by(str(recovery), self.federation.id, checked.body, signature)
+
+    def _check_numbered(self, checked: Checked, recovers: bool) -> None:
         order, account = checked.order, self.state.account(checked.object)
-        require(checked.object not in self.resting, "EQUIVOCATION")
+        require(recovers or checked.object not in self.resting, "EQUIVOCATION")
         require(order["sequence"] <= account.next_sequence, "BAD_SEQUENCE", missing=True)
         require(order["sequence"] == account.next_sequence, "EQUIVOCATION")
         require(order["previous"] == account.head, "BAD_SEQUENCE")
@@ -535,21 +541,22 @@ class Ledger:
         require(left >= self.federation.floor(checked.object), code)
         more = getattr(self, f"_check_{order['type'].lower()}", None)
         if more is not None:
-            more(order)
+            more(order, recovers)
 
-    def _check_move(self, order: Message) -> None:
+    def _check_move(self, order: Message, _: bool) -> None:
         require(self.state.related(order["account"], order["to"]), "NOT_RELATED", missing=True)
 
-    def _check_attach(self, order: Message) -> None:
+    def _check_attach(self, order: Message, _: bool) -> None:
         owner = self.state.account(order["owner"])
         require(owner.balance > 0 and owner.sub_accounts < limit("MAX_SUB_ACCOUNTS"), "INVALID_REQUEST")
 
-    def _check_recovery(self, order: Message) -> None:
+    def _check_recovery(self, order: Message, _: bool) -> None:
         account = self.state.account(order["account"])
-        most = max(len(account.keys), len(account.recoveries))
-        require(account.in_use and most < limit("MAX_ROTATIONS"), "INVALID_REQUEST")
+        require(account.in_use and len(account.recoveries) < limit("MAX_ROTATIONS"), "INVALID_REQUEST")
 
-    _check_rotate = _check_recovery
+    def _check_rotate(self, order: Message, recovers: bool) -> None:
+        account, most = self.state.account(order["account"]), limit("MAX_ROTATIONS") // (1 if recovers else 2)
+        require(account.in_use and len(account.keys) < most, "INVALID_REQUEST")
 
 
 def check_certified(federation: Federation, state: State, certificate: Message) -> Checked:
