@@ -144,5 +144,5 @@ def _check_policy(view: View, order: AccountOrder, recovers: bool) -> None:
         if not account.known or had >= most:
             raise Refused(
                 ErrorCode.INVALID_REQUEST,
-                f"an account in use changes its key at most {MAX_ROTATIONS // 2} times, and as often with its recovery key",
+                f"an account in use gets at most {MAX_ROTATIONS // 2} new keys, and as many by its recovery key",
             )
