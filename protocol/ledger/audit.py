@@ -26,6 +26,7 @@ from protocol.ledger.checkpoints import (
 )
 from protocol.ledger.epochs import open_decision
 from protocol.ledger.genesis import Federation
+from protocol.ledger.orders import CheckedOrder
 from protocol.ledger.state import (
     LOG_LENGTH,
     Account,
@@ -33,13 +34,11 @@ from protocol.ledger.state import (
     Channel,
     Draft,
     Iterable,
-    Lock,
     Nothing,
     Verify,
     View,
     certificate_key,
     checkpoint_key,
-    lock_key,
     log_key,
     number,
     order_key,
@@ -216,7 +215,7 @@ def _replay(
         return False
     if number(value[:U64_BYTES]) != position:
         report.problem(f"certificate {position} of the log says that it stands elsewhere")
-    _check_index(stored, transition.checked.object, transition.checked.version, order, report)
+    _check_index(federation, stored, transition.checked, report)
     state.update({key: value for key, value in transition.puts.items() if key[:1] in _MADE})
     return True
 
@@ -224,12 +223,14 @@ def _replay(
 _MADE = (b"a", b"c", b"o")  # and compared
 
 
-def _check_index(stored: Iterable, object_id: bytes, version: int, order: bytes, report: _Findings) -> None:
-    lock = stored.get(lock_key(object_id, version))
-    if lock is not None and Lock.decode(lock).epoch == View(stored).epoch and Lock.decode(lock).order != order:
+def _check_index(federation: Federation, stored: Iterable, checked: CheckedOrder, report: _Findings) -> None:
+    """An only witness voted for what is in its log. One of several may have voted for what an equivocator lost."""
+    object_id, version = checked.object, checked.version
+    lock = View(stored).lock(object_id, version) if federation.single else None
+    if lock is not None and lock.epoch == View(stored).epoch and lock.order != checked.hash:
         report.problem(f"the vote lock of {object_id.hex()[:16]}… {version} is for another order")
     numbered = stored.get(order_key(object_id, version))
-    if numbered not in (order, None) or (numbered is None and stored.get(b"c" + object_id) is None):
+    if numbered not in (checked.hash, None) or (numbered is None and stored.get(b"c" + object_id) is None):
         report.problem(f"order {version} of account {object_id.hex()[:16]}… is not the one in the log")
 
 
