@@ -20,7 +20,7 @@ from protocol.ids import NO_HASH, ChannelId, NodeId
 from protocol.ledger import merkle
 from protocol.ledger.certificates import Puts, apply, check_votes, effect, open_certificate, refunded, trusting
 from protocol.ledger.genesis import Federation
-from protocol.ledger.orders import AccountOrder, MissingPredecessor, as_refusal, check_order, owner_of
+from protocol.ledger.orders import AccountOrder, CheckedOrder, MissingPredecessor, as_refusal, check_order, owner_of
 from protocol.ledger.state import (
     EPOCH,
     EPOCH_START,
@@ -37,6 +37,7 @@ from protocol.ledger.state import (
     Draft,
     Iterable,
     Nothing,
+    Verify,
     View,
     account_key,
     base_key,
@@ -52,6 +53,7 @@ from protocol.ledger.state import (
 )
 from protocol.messages import (
     AccountState,
+    Certificate,
     ChannelState,
     Checkpoint,
     Close,
@@ -106,8 +108,7 @@ def orders_between(stored: Iterable, start: int, end: int) -> Union:
     view = View(stored)
     found = {}
     for position in range(start, end):
-        identity = view.id_at(position)
-        record = view.record(identity) if identity is not None else None
+        identity, record = view.id_at(position), view.logged(position)
         if identity is not None and record is not None and not is_decision(record):
             found[identity] = record
     return Union(found)
@@ -128,36 +129,55 @@ def snapshot(federation: Federation, stored: Iterable) -> Snapshot:
 # --- the state that a union makes ---------------------------------------------------------------------
 
 
-def merged(federation: Federation, base: Iterable, union: Union, epoch: int) -> Draft:
-    """`base`, the state at the beginning of `epoch`, with a union applied whose signatures were checked before.
+def merged(federation: Federation, base: Iterable, union: Union, epoch: int, check: Verify = trusting) -> Draft:
+    """`base`, the state at the beginning of `epoch`, with a union applied. Its signatures were checked before, or are
+    with `check`.
 
     Raises `Refused` if the set is not closed or leaves an account below its floor.
     """
-    draft = Draft(base)
-    for puts in _in_causal_order(federation, draft, union, epoch):
+    draft, unsure = Draft(base), set[bytes]()
+    for identity, sure, puts in _in_causal_order(federation, draft, union, epoch, check):
         draft.update(puts)
+        unsure |= set() if sure else {identity}
     _check_floors(federation, draft)
+    late = {identity: data for identity, data in union.certificates.items() if identity in unsure}
+    check_signatures(federation, View(draft, check), Union(late))
     return draft
 
 
-def _in_causal_order(federation: Federation, draft: Draft, union: Union, epoch: int) -> Iterable_[Puts]:
-    """The effects of a set. Chains first, each by its numbers; then settlements, which need a hold at most."""
+def _in_causal_order(
+    federation: Federation, draft: Draft, union: Union, epoch: int, check: Verify
+) -> Iterable_[tuple[bytes, bool, Puts]]:
+    """The ids and effects of a set, and whether their signatures are good by what came before them. Chains first, each
+    by its numbers; then settlements, which need a hold at most."""
     left = sorted((_place(data), identity) for identity, data in union.certificates.items())
     while left:
         waiting = []
         for place, identity in left:
-            certificate = open_certificate(union.certificates[identity])
-            view = View(draft, trusting)
             try:
-                checked = check_order(federation, view, certificate.body, certificate.signature)
+                checked, sure = _checked(federation, draft, open_certificate(union.certificates[identity]), check)
                 if isinstance(checked.order, AccountOrder) and checked.order.epoch != epoch:
                     raise Refused(ErrorCode.STALE_EPOCH, "the union holds an order of another epoch")
-                yield effect(view, checked)
+                yield identity, sure, effect(View(draft), checked)
             except MissingPredecessor:  # a move may need an attachment or rotation that sorts behind it
                 waiting.append((place, identity))
         if len(waiting) == len(left):
             raise Refused(ErrorCode.BAD_SEQUENCE, f"{len(left)} orders of the union lack what they build on")
         left = waiting
+
+
+def _checked(
+    federation: Federation, draft: Draft, certificate: Certificate, check: Verify
+) -> tuple[CheckedOrder, bool]:
+    """An order, and whether it is signed as far as can be told yet: a key may be known by what comes later only."""
+    try:
+        view = View(draft, check)
+        checked = check_order(federation, view, certificate.body, certificate.signature)
+        if check is not trusting:
+            check_votes(federation, view, checked, certificate.votes)
+        return checked, True
+    except Refused:
+        return check_order(federation, View(draft, trusting), certificate.body, certificate.signature), False
 
 
 def _place(data: bytes) -> tuple[int, bytes, int]:

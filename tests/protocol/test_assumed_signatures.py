@@ -12,9 +12,10 @@ from protocol.ids import FederationId, NodeId
 from protocol.ledger.assumed import ATTEMPTS, BATCH, Assumed, Question, as_if_checked
 from protocol.ledger.audit import Report, verify_log
 from protocol.ledger.state import Verify, certificate_key, u64
-from protocol.messages import Certificate, Close
+from protocol.messages import Certificate, Close, Consent
 from protocol.signing import verify
-from tests.protocol.ledger_world import ALICE, BOB, FEDERATION, World
+from tests.protocol.ledger_world import ALICE, BOB, FEDERATION, World, signer
+from tests.protocol.vector_world import Ledger, four_witnesses
 
 SPOILT = bytes(64)
 
@@ -70,7 +71,7 @@ def spoil(world: World, position: int, change: str) -> None:
     if change == "owner":
         found = replace(found, signature=SPOILT)
     if change == "vote":
-        found = replace(found, votes=(replace(found.votes[0], signature=SPOILT),))
+        found = replace(found, votes=(replace(found.votes[0], signature=SPOILT), *found.votes[1:]))
     world.state.write({certificate_key(identity): u64(position) + encode(found)})
 
 
@@ -116,6 +117,47 @@ def test_a_wrong_voucher_is_found(world: World) -> None:
     alone, elsewhere = both(world)
     assert alone == elsewhere
     assert not elsewhere.verified
+
+
+# --- an epoch that has ended ---
+
+
+@pytest.fixture
+def ended() -> Ledger:
+    """Epoch 0 with a settled channel, and a sub-account taken by a key that the checkpoint's order names behind it."""
+    ledger, channel = four_witnesses()
+    sub_account = next(one for number in range(99) if (one := signer(f"sub {number}")).node < ALICE.node)
+    new_key = signer("alice's new key")
+    ledger.give(ledger.close(BOB, channel, ledger.voucher(ALICE, channel, 10, 20)))
+    ledger.give(ledger.rotate(ALICE, new_key))
+    consent = new_key.sign(ledger.federation.id, encode(Consent(sub_account.node, ALICE.node)))
+    ledger.give(ledger.attach(sub_account, ALICE, consent=consent))
+    ledger.end_epoch()
+    return ledger
+
+
+def both_of(ledger: Ledger) -> tuple[Report, Report]:
+    def run(check: Verify) -> Report:
+        return verify_log(ledger.federation, ledger.state, signatures=True, check=check)
+
+    return run(verify), as_if_checked(run, Elsewhere())
+
+
+def test_an_ended_epoch_is_verified_by_keys_that_stand_behind_in_it(ended: Ledger) -> None:
+    alone, elsewhere = both_of(ended)
+    assert alone == elsewhere
+    assert alone.verified, alone.problems
+    assert alone.epoch == 1
+    assert alone.certificates == 5
+
+
+@pytest.mark.parametrize("change", ["owner", "vote"])
+@pytest.mark.parametrize("position", range(5))
+def test_a_wrong_signature_in_an_ended_epoch_is_found(ended: Ledger, position: int, change: str) -> None:
+    spoil(ended, position, change)
+    alone, elsewhere = both_of(ended)
+    assert alone == elsewhere
+    assert alone.problems == ("epoch 0: bad_signature: the signature does not verify",)
 
 
 QUESTIONS: list[Question] = [(ALICE.node, FEDERATION.id, bytes([0x91, 1, place]), SPOILT) for place in range(8)]
