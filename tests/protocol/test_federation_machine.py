@@ -19,11 +19,30 @@ from protocol.ids import NO_HASH, NodeId
 from protocol.ledger import epochs, merkle
 from protocol.ledger.audit import verify_log
 from protocol.ledger.channels import open_voucher
-from protocol.ledger.checkpoints import Union, epoch_orders, epoch_range, orders_between, state_root
+from protocol.ledger.checkpoints import (
+    Union,
+    begin_from,
+    epoch_orders,
+    epoch_range,
+    leaves,
+    orders_between,
+    state_root,
+)
 from protocol.ledger.epochs import COMMIT, PREPARE, open_checkpoint, round_of
 from protocol.ledger.families import keys_of
 from protocol.ledger.orders import AccountOrder, Settlement, voted_object
-from protocol.ledger.state import ABSTAIN, Account, Base, Channel, ChannelStatus, View, equivocation_key, u64
+from protocol.ledger.pruning import prunable, prune
+from protocol.ledger.state import (
+    ABSTAIN,
+    Account,
+    Base,
+    Channel,
+    ChannelStatus,
+    View,
+    checkpoint_key,
+    equivocation_key,
+    u64,
+)
 from protocol.messages import (
     Balloted,
     Certificate,
@@ -37,7 +56,7 @@ from protocol.messages import (
 )
 from protocol.signing import Signer
 from tests.protocol.federation_world import Liar, Round, WitnessNode, attempt, verify_once
-from tests.protocol.ledger_world import ALICE, BOB, CAROL, HOUR, ISSUER, NOW, Order, signer
+from tests.protocol.ledger_world import ALICE, BOB, CAROL, HOUR, ISSUER, NOW, Mapping, Order, signer
 from tests.protocol.vector_world import FOUR
 
 DAVE, DEVICE = signer("dave"), signer("device")
@@ -76,6 +95,7 @@ class FederationMachine(RuleBasedStateMachine):
         self.commits: list[tuple[Round, Commit]] = []
         self.ballots: dict[tuple[int, int, int, bytes], dict[int, WitnessSignature]] = {}
         self.decisions: dict[int, bytes] = {}  # by the epoch that they open
+        self.ended_at = 0  # how many orders there were
         self.backups: dict[int, dict[bytes, bytes]] = {}
         self.set_back = False
         self.closes: dict[bytes, Order] = {}  # by channel; of honest workers
@@ -192,12 +212,15 @@ class FederationMachine(RuleBasedStateMachine):
 
     @rule(minutes=st.sampled_from([1, 20, 60, 130]))
     def time_passes(self, minutes: int) -> None:
+        """Backups are made."""
+        self.backups = {node.index: dict(node.state.values) for node in self._all_correct()}
         self.now += minutes * HOUR // 60
         for node in self.witnesses:
             node.now = self.now
 
     # --- the end of an epoch ---
 
+    @precondition(lambda self: self.changing())
     @rule(coordinator=one, chosen=most)
     def end_epoch(self, coordinator: int, chosen: int) -> None:
         """One round in one go; the coordinator has heard of the rounds before."""
@@ -209,6 +232,7 @@ class FederationMachine(RuleBasedStateMachine):
         if self.commits and self.commits[-1][0] is begun:
             self._commit(*self.commits[-1], chosen)
 
+    @precondition(lambda self: self.changing())
     @rule(coordinator=one, chosen=some)
     def begin_a_round(self, coordinator: int, chosen: int) -> None:
         self._join(self._begin_round(coordinator), chosen)
@@ -267,10 +291,6 @@ class FederationMachine(RuleBasedStateMachine):
 
     # --- backups ---
 
-    @rule(which=one)
-    def back_up(self, which: int) -> None:
-        self.backups[which] = dict(self.witnesses[which].state.values)
-
     @precondition(lambda self: self.backups)
     @rule(which=one)
     def restore(self, which: int) -> None:
@@ -325,6 +345,10 @@ class FederationMachine(RuleBasedStateMachine):
     def behind(self) -> list[WitnessNode]:
         """Those that have a decision to adopt."""
         return [node for node in self.witnesses if node.view.epoch < len(self.decisions)]
+
+    def changing(self) -> bool:
+        """True if a witness is frozen already, or some orders were made in this epoch."""
+        return len(self.orders) > self.ended_at + 8 or any(node.role is not None for node in self._all_correct())
 
     def half_voted(self) -> list[Order]:
         """Orders without a certificate."""
@@ -445,6 +469,7 @@ class FederationMachine(RuleBasedStateMachine):
 
     def _decided(self, begun: Round, decision: bytes) -> None:
         """I12."""
+        self.ended_at = len(self.orders)
         known = self.decisions.setdefault(begun.epoch + 1, decision)
         assert decode_as(Decision, known).body == begun.checkpoint, "two decisions for one epoch"
 
@@ -526,10 +551,40 @@ class FederationMachine(RuleBasedStateMachine):
         if len(active) >= QUORUM:
             self._finish(active)
         for node in self._all_correct():
-            report = verify_log(FOUR, node.state, signatures=True, check=verify_once)
-            assert report.verified, report.problems
+            self._check_audit(node.state)
+        self._check_newcomer(self._any())
+        self._check_pruned(self._any())
         self.nothing_is_made_or_lost_and_nobody_overdraws()
         self.what_is_final_is_in_every_later_state()
+
+    @staticmethod
+    def _check_audit(state: Mapping) -> None:
+        report = verify_log(FOUR, state, signatures=True, check=verify_once)
+        assert report.verified, report.problems
+
+    def _check_newcomer(self, node: WitnessNode) -> None:
+        """Somebody who begins from the last checkpoint has the same state, and goes on with the epoch's orders."""
+        view, epoch, new = node.view, node.view.epoch, WitnessNode.number(0)
+        identity = node.state.get(checkpoint_key(epoch)) or b""
+        decision, position = view.record(identity), view.position(identity)
+        if decision is None or position is None:
+            return
+        new.state.write(begin_from(new.state, decision, leaves(Base(node.state, epoch)), position))
+        assert state_root(new.state) == state_root(Base(node.state, epoch))
+        for place in range(view.epoch_start, view.log_length):
+            new.apply(view.logged(place) or b"")
+        assert state_root(new.state) == state_root(node.state)
+        self._check_audit(new.state)
+
+    def _check_pruned(self, node: WitnessNode) -> None:
+        """What is left after pruning is a true ledger."""
+        left, epoch = Mapping(), node.view.epoch
+        left.values = dict(node.state.values)
+        if prunable(left, epoch):
+            for puts in prune(left, epoch):
+                left.write(puts)
+            assert View(left).first_epoch == epoch and state_root(left) == state_root(node.state)
+            self._check_audit(left)
 
     def _finish(self, active: list[WitnessNode]) -> None:
         """The liar is silent from now on."""
@@ -597,8 +652,8 @@ def _slot(body: bytes) -> tuple[bytes, int, int | None]:
 
 TestFederationMachine = FederationMachine.TestCase
 TestFederationMachine.settings = settings(
-    max_examples=60,
-    stateful_step_count=80,
+    max_examples=120,
+    stateful_step_count=100,
     deadline=None,
     phases=[Phase.generate],  # making a failure smaller takes minutes, and does not find it
     report_multiple_bugs=False,
