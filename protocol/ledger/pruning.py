@@ -76,8 +76,7 @@ def _channel_gone(view: View, kept: Base, identity: bytes) -> Puts:
 
 
 def _forgotten(view: View, kept: Base, position: int) -> Puts:
-    identity = view.id_at(position)
-    record = view.record(identity) if identity is not None else None
+    identity, record = view.id_at(position), view.logged(position)
     puts: Puts = {log_key(position): None}
     if identity is None or record is None or is_decision(record):
         return puts

@@ -308,9 +308,11 @@ class View:
         return self.reader.get(log_key(position))
 
     def logged(self, position: int) -> bytes | None:
-        """The record at a place of the log; None for an order that an epoch change made void."""
+        """The record at a place of the log; None for an order that an epoch change made void, even if it was applied
+        again later and stands at another place, too."""
         identity = self.id_at(position)
-        return None if identity is None else self.record(identity)
+        value = None if identity is None else self.reader.get(certificate_key(identity))
+        return None if value is None or number(value[: _U64.size]) != position else value[_U64.size :]
 
     def frozen(self, account: bytes) -> bool:
         """True if the account's owner equivocated in this epoch."""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import trio
@@ -16,8 +17,10 @@ from node.bookkeeper import Bookkeeper, Settings
 from node.memory_store import MemoryStore
 from protocol.codec import body_hash, decode, decode_as, encode
 from protocol.errors import ErrorCode, Refused
-from protocol.ids import NO_HASH, NodeId
+from protocol.ids import NO_HASH, ChannelId, NodeId
+from protocol.ledger.certificates import certify
 from protocol.ledger.checkpoints import Union, epoch_orders, is_decision
+from protocol.ledger.orders import check_order
 from protocol.ledger.state import View, first_head
 from protocol.messages import (
     Certificate,
@@ -45,6 +48,7 @@ from protocol.messages import (
     StoreCertificate,
     Stored,
     Voted,
+    WitnessSignature,
 )
 from protocol.params import HOURS, REFUND_DELAY
 from protocol.signing import Signer
@@ -352,20 +356,28 @@ async def test_an_expired_hold_comes_back_with_the_checkpoint() -> None:
         await all_true(world)
 
 
+async def end_early(world: World) -> None:
+    """All operators agree, so that no hold expires; the first coordinates."""
+    for witness in world.witnesses:
+        await world.books[witness.node].epochs.accept()
+    await world.first.epochs.end()
+
+
+async def certified(world: World, request: RequestVote) -> bytes:
+    """The certificate of an order, stored by nobody."""
+    asked = [world.books[witness.node] for witness in world.witnesses[1:]]
+    answers = [await witness.answer(witness.node, request) for witness in asked]
+    votes = [WitnessSignature(vote.witness, vote.signature) for vote in answers if isinstance(vote, Voted)]
+    view = View(world.stores[world.witnesses[1].node])
+    return certify(check_order(world.federation, view, request.body, request.signature), votes)
+
+
 async def test_an_order_that_only_one_witness_stored_may_become_void_and_its_owner_goes_on() -> None:
     async with world_of(4) as world:
         alice, bob = await begun(world)
         order = rival(world, ALICE, BOB.node, 1_000_000)
         witnesses = [world.books[witness.node] for witness in world.witnesses]
-        votes = [await witness.answer(ALICE.node, order) for witness in witnesses[1:]]
-        from protocol.ledger.certificates import certify
-        from protocol.ledger.orders import check_order
-        from protocol.messages import WitnessSignature
-
-        view = View(world.stores[ALICE.node])
-        checked = check_order(world.federation, view, order.body, order.signature)
-        listed = [WitnessSignature(vote.witness, vote.signature) for vote in votes if isinstance(vote, Voted)]
-        certificate = certify(checked, listed)
+        certificate = await certified(world, order)
         assert isinstance(await witnesses[3].answer(BOB.node, StoreCertificate(certificate)), Stored)
         world.away.add(world.witnesses[3].node)
         await end_epoch(world)  # without the only witness that has it
@@ -375,6 +387,34 @@ async def test_an_order_that_only_one_witness_stored_may_become_void_and_its_own
         refused = await witnesses[3].answer(BOB.node, StoreCertificate(certificate))
         assert isinstance(refused, Rejected) and refused.code == ErrorCode.STALE_EPOCH
         await query(alice, bob)  # the number is free again
+        await all_true(world)
+
+
+async def test_a_settlement_that_only_one_witness_stored_counts_after_the_epoch_and_stands_in_one_place() -> None:
+    async with world_of(4) as world:
+        alice, bob = await begun(world)
+        world.stop(world.witnesses[3])
+        late = await world.start(world.witnesses[3], settings=Settings(keep_epochs=1))
+        await query(alice, bob)
+        channel = ChannelId(await open_channel(alice))
+        close = await bob._writer.commit(partial(bob._earnings._decide_close, channel))
+        certificate = await certified(world, close)
+        assert isinstance(await late.answer(BOB.node, StoreCertificate(certificate)), Stored)
+        world.away.add(late.node)
+        await end_early(world)  # without the only witness that has it
+        world.away.clear()
+        await late.sync()
+        view = View(world.stores[late.node])
+        identity = body_hash(close.body)
+        places = [place for place in range(view.log_length) if view.id_at(place) == identity]
+        assert len(places) == 2 and [view.logged(place) for place in places] == [None, certificate]
+        assert (await late.balance(BOB.node)).balance == 250
+        await all_true(world)
+        await end_early(world)
+        for ledger in world.books.values():
+            await ledger.sync()
+        assert await late._checkpoints.forget() == 1  # its place in the first epoch goes, the order stays
+        assert view.record(identity) == certificate
         await all_true(world)
 
 
