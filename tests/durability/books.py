@@ -1,7 +1,7 @@
 """One process of the durability tests' federation: `python -m tests.durability.books FOLDER PROCESS`.
 
 Rule: real bookkeepers on real stores, as busy as they can be, and a line to the parent after every call that returned.
-The witness answers and grants; payers ask workers; workers take vouchers and settle.
+Witnesses answer and end epochs, the first one grants; payers ask workers; workers take vouchers and settle.
 """
 
 from __future__ import annotations
@@ -14,23 +14,46 @@ from typing import Any
 
 import trio
 
+from node import epoch_change
 from node.bookkeeper import Bookkeeper, ChannelLease
 from protocol.codec import decode, encode
 from protocol.errors import Refused
 from protocol.ids import ChannelId, NodeId
-from protocol.messages import Pay, RequestVote, StoreCertificate, Stored, Voted
-from tests.durability.small_world import PAYERS, PROCESSES, WITNESS, WORKERS, SmallWorld
+from protocol.ledger.checkpoints import is_decision
+from protocol.messages import (
+    Balloted,
+    Commit,
+    Join,
+    Joined,
+    Message,
+    Pay,
+    Propose,
+    RequestVote,
+    StoreCertificate,
+    Stored,
+    Voted,
+)
+from tests.durability.small_world import PAYERS, WORKERS, SmallWorld
 from tests.durability.wire import MAX_LINE, Json, Line, LineBroken, RemotePeers, connect, listen, say
 from tests.protocol.ledger_world import signer
 
 ASKING_AT_ONCE = 3  # queries of one payer
 PRICES = (1_000, 3_000)  # µcredits for 1,000 tokens
 NEED = 12_000  # µcredits that a query may cost at most
-GRANT = 400_000
+GRANT = 1_000_000
 PAUSE_SECONDS = 0.02  # after a refusal
 SETTLE_IDLE_MS = 5_000
 CLOSE_CHANCE = 0.3
 TRANSCRIPT = b"t" * 32
+EPOCH_SECONDS = 1.2  # between two moments at which a witness's operator agrees to an epoch's end, on average
+PROPOSE_CHANCE = 0.5  # that he also proposes it
+
+
+def hasten() -> None:
+    """A change of epochs that was begun is taken up by the next witness in a second or two, not in minutes."""
+    epoch_change.PATIENCE_SECONDS = 1.0
+    epoch_change.STAGGER_SECONDS = 0.5
+    epoch_change.ROUND_SECONDS = 0.1
 
 
 class Process:
@@ -41,9 +64,9 @@ class Process:
         self.process = process
         self.nursery = nursery
         self.chance = random.Random()  # every life takes another course
-        sockets = {signer(WITNESS).node: world.socket("witness")}
+        sockets = {signer(name).node: world.socket(name) for name in world.witnesses}
         self.books = {
-            name: world.bookkeeper(name, RemotePeers(signer(name).node, sockets)) for name in PROCESSES[process]
+            name: world.bookkeeper(name, RemotePeers(signer(name).node, sockets)) for name in world.processes[process]
         }
 
     async def run(self) -> None:
@@ -51,21 +74,22 @@ class Process:
         for book in self.books.values():
             await self.nursery.start(book.run)
         say("ready")
-        await _ROLES[self.process](self)
+        await _ROLES.get(self.process, Process.witness)(self)
 
-    # --- the witness ---
+    # --- a witness ---
 
     async def witness(self) -> None:
-        """Answer, grant, refund what expired."""
-        book = self.books[WITNESS]
+        """Answer, refund what expired, end epochs; the first grants."""
+        book = self.books[self.process]
 
         async def handle(line: Line) -> None:
             while True:
                 await line.send(await self._answer(book, await line.receive()))
 
-        await listen(self.world.socket("witness"), handle, self.nursery)
+        await listen(self.world.socket(self.process), handle, self.nursery)
         self.nursery.start_soon(self._keep_house)
-        while True:
+        self.nursery.start_soon(self._end_epochs, book)
+        while book.is_issuer:
             payer = self.chance.choice(PAYERS)
             await self._or_refused(self._grant(book, signer(payer).node))
             await trio.sleep(self.chance.uniform(0.0, 0.1))
@@ -73,11 +97,36 @@ class Process:
     async def _answer(self, book: Bookkeeper, question: Json) -> Json:
         request = decode(bytes.fromhex(question["message"]), MAX_LINE)
         answer = await book.answer(NodeId(bytes.fromhex(question["peer"])), request)
-        if isinstance(request, RequestVote) and isinstance(answer, Voted):
-            say("voted", body=request.body, signature=request.signature, vote=answer.signature)
-        if isinstance(request, StoreCertificate) and isinstance(answer, Stored):
-            say("stored", certificate=request.certificate)
+        self._tell(request, answer, book)
         return {"message": encode(answer).hex()}
+
+    def _tell(self, request: Message, answer: Message, book: Bookkeeper) -> None:
+        """What the witness has given its word for."""
+        me = self.process
+        match request, answer:
+            case RequestVote(), Voted():
+                say("voted", by=me, body=request.body, signature=request.signature, vote=answer.signature)
+            case StoreCertificate(), Stored() if not is_decision(request.certificate):
+                say("stored", by=me, epoch=answer.epoch, certificate=request.certificate)
+            case StoreCertificate(), Stored():
+                say("epoch", by=me, epoch=answer.epoch)
+            case Join(), Joined():
+                snapshot = answer.count, answer.root.hex()
+                say("joined", by=me, epoch=request.epoch, round=request.round, it=snapshot, prepared=answer.prepared)
+            case Propose(), Balloted():
+                say("balloted", by=me, round=request.round, checkpoint=request.checkpoint)
+            case Commit(), Balloted():
+                say("committed", by=me, round=request.round, checkpoint=request.checkpoint)
+
+    async def _end_epochs(self, book: Bookkeeper) -> None:
+        while True:
+            await trio.sleep(self.chance.expovariate(1 / EPOCH_SECONDS))
+            await self._or_refused(book.epochs.accept())
+            if self.chance.random() < PROPOSE_CHANCE:
+                await self._or_refused(self._end_epoch(book))
+
+    async def _end_epoch(self, book: Bookkeeper) -> None:
+        say("epoch", by=self.process, epoch=await book.epochs.end())
 
     async def _grant(self, book: Bookkeeper, payer: NodeId) -> None:
         say("granted", order=await book.grant(payer, GRANT))
@@ -195,13 +244,13 @@ class Process:
 
 
 _ROLES: dict[str, Callable[[Process], Awaitable[None]]] = {
-    "witness": Process.witness,
     "payers": Process.payers,
     "workers": Process.workers,
 }
 
 
 async def _main(folder: Path, process: str) -> None:
+    hasten()
     async with trio.open_nursery() as nursery:
         await Process(SmallWorld.open(folder), process, nursery).run()
 

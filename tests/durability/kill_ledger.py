@@ -3,7 +3,7 @@
 Rule: after every kill all stores are opened as a node opens them, every claim ever made in this world is checked, and
 the next life goes on from that state.
 
-    python tests/durability/kill_ledger.py --kills 200 --seed 1
+    python tests/durability/kill_ledger.py --kills 200 --witnesses 4 --seed 1
 """
 
 from __future__ import annotations
@@ -25,14 +25,16 @@ import trio
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.durability.blows import Life
+from tests.durability.books import hasten
 from tests.durability.claims import Claims, look
-from tests.durability.small_world import PROCESSES, STORES, SmallWorld
+from tests.durability.small_world import STORES, SmallWorld
 
 KILLS_IN_A_WORLD = 16  # then a new one: every look replays the world's whole log
 SPEED = 100  # a hold's hour passes in 36 seconds
 EARLY = 0.15  # of the kills fall into a start
 START_SECONDS = 0.8
 BUSY_SECONDS = 0.7
+BUSY_SECONDS_OF_MORE = 1.5
 
 
 @dataclass
@@ -52,7 +54,7 @@ class Tally:
         """A world is over."""
         self.acknowledged += claims.heard
         self.refusals += claims.refusals
-        self.certificates += len(claims.log)
+        self.certificates += max(map(len, claims.logs.values()), default=0)
         self.underpaid += claims.underpaid
 
     def as_json(self) -> dict[str, Any]:
@@ -68,18 +70,20 @@ class Killer:
         self.world = world
         self.chance = chance
         self.tally = tally
-        self.claims = Claims()
+        self.claims = Claims(world.federation.quorum)
+        self.names = list(world.processes)
         self.lives: dict[str, Life] = {}
+        self.busy = BUSY_SECONDS if world.count == 1 else BUSY_SECONDS_OF_MORE  # they share the machine
 
     def round(self) -> None:
         """A life of the federation: some are killed, perhaps started again, in the end all are; then a look."""
-        self._start(PROCESSES)
+        self._start(self.names)
         early = self.chance.random() < EARLY
         if not early:
             for life in self.lives.values():
                 life.wait_ready()
-        time.sleep(self.chance.uniform(0.0, START_SECONDS if early else BUSY_SECONDS))
-        victims = [name for name in PROCESSES if self.chance.random() < 0.7] or list(PROCESSES)
+        time.sleep(self.chance.uniform(0.0, START_SECONDS if early else self.busy))
+        victims = [name for name in self.names if self.chance.random() < 0.7] or self.names
         self._kill(victims)
         if self.lives:
             self._survivors(victims)
@@ -89,10 +93,10 @@ class Killer:
         time.sleep(self.chance.uniform(0.0, 0.3))
         if self.chance.random() < 0.5:
             self._start(victims)
-            time.sleep(self.chance.uniform(0.0, START_SECONDS + BUSY_SECONDS))
+            time.sleep(self.chance.uniform(0.0, START_SECONDS + self.busy))
         self._kill(list(self.lives))
 
-    def _start(self, names: Any) -> None:
+    def _start(self, names: list[str]) -> None:
         for name in names:
             self.lives[name] = self.start(name)
 
@@ -122,18 +126,22 @@ class Killer:
 MakeKiller = Callable[[SmallWorld, random.Random, Tally], Killer]
 
 
-def run(root: Path, kills: int, seed: int, store: str = "real", killer: MakeKiller = Killer) -> Tally:
+def run(
+    root: Path, kills: int, seed: int, store: str = "real", killer: MakeKiller = Killer, witnesses: int = 1
+) -> Tally:
     """At least `kills` kills."""
+    hasten()
     tally, chance, began = Tally(), random.Random(seed), time.monotonic()
     number = 0
     while tally.kills < kills:
-        world = SmallWorld.create(root / f"world-{number}", SPEED, store, seed)
+        world = SmallWorld.create(root / f"world-{number}", SPEED, store, seed, witnesses)
         number += 1
         until = min(kills, tally.kills + KILLS_IN_A_WORLD)
         play = killer(world, chance, tally)
         try:
             while tally.kills < until and not play.claims.problems:
                 play.round()
+            trio.run(look, world, play.claims, chance, True)
         finally:
             play.end()
         tally.add(play.claims)
@@ -151,12 +159,15 @@ def main() -> int:
     """Run and print the summary; 1 if anything was not as it must be."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--witnesses", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--store", choices=sorted(STORES), default="real", help="others are wrong and must be found")
     parser.add_argument("--keep", type=Path, help="a folder for the worlds, left as they are")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mtor-") as folder:
-        tally = run(options.keep or Path(folder), options.kills, options.seed, options.store)
+        tally = run(
+            options.keep or Path(folder), options.kills, options.seed, options.store, witnesses=options.witnesses
+        )
     print(json.dumps(tally.as_json(), indent=1))
     return 1 if tally.problems or tally.underpaid else 0
 

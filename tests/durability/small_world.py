@@ -1,4 +1,4 @@
-"""The federation of the durability tests: one witness, payers, workers, each with a LevelDB folder of its own.
+"""The federation of the durability tests: witnesses, payers, workers, each with a LevelDB folder of its own.
 
 Rule: everything follows from the folder and `world.json` in it, so a process that starts again, and the parent that
 checks, see the same world. Time runs `speed` times as fast as outside, so holds expire within a test.
@@ -12,21 +12,22 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from node.acknowledged import Acknowledged
 from node.bookkeeper import Bookkeeper, Settings
 from node.ledger_peers import LedgerPeers
 from node.store import LevelStore, Store
+from node.witness_memory import WitnessMemory
 from protocol.ledger import genesis
 from protocol.ledger.genesis import Federation
 from protocol.signing import Signer
 from tests.protocol.ledger_world import signer
 
-WITNESS, ISSUER = "durable witness", "durable issuer"
+ISSUER = "durable issuer"
 PAYERS = ("payer-0", "payer-1")
 WORKERS = ("worker-0", "worker-1")
-PROCESSES = {"witness": (WITNESS,), "payers": PAYERS, "workers": WORKERS}
 
 BEGINNING = 1_800_000_000_000  # Unix ms
 WRITE_BUFFER_BYTES = 64 * 1024  # LevelDB's least: files change often
@@ -42,13 +43,14 @@ class SmallWorld:
     speed: int
     store: str  # a key of `STORES`
     seed: int
+    count: int = 1  # witnesses
 
     @classmethod
-    def create(cls, folder: Path, speed: int, store: str, seed: int) -> SmallWorld:
+    def create(cls, folder: Path, speed: int, store: str, seed: int, count: int = 1) -> SmallWorld:
         """A new one in an empty folder."""
         folder.mkdir(parents=True)
-        world = cls(folder, time.time(), speed, store, seed)
-        facts = {"begun": world.begun, "speed": speed, "store": store, "seed": seed}
+        world = cls(folder, time.time(), speed, store, seed, count)
+        facts = {"begun": world.begun, "speed": speed, "store": store, "seed": seed, "count": count}
         (folder / "world.json").write_text(json.dumps(facts))
         return world
 
@@ -56,6 +58,32 @@ class SmallWorld:
     def open(cls, folder: Path) -> SmallWorld:
         """The one that lies there."""
         return cls(folder, **json.loads((folder / "world.json").read_text()))
+
+    @property
+    def witnesses(self) -> tuple[str, ...]:
+        """In the order of genesis. The first has the issuer's key."""
+        return tuple(f"witness-{index}" for index in range(self.count))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All bookkeepers."""
+        return (*self.witnesses, *PAYERS, *WORKERS)
+
+    @property
+    def processes(self) -> dict[str, tuple[str, ...]]:
+        """The bookkeepers of each process."""
+        return {witness: (witness,) for witness in self.witnesses} | {"payers": PAYERS, "workers": WORKERS}
+
+    @cached_property
+    def federation(self) -> Federation:
+        """One issuer."""
+        nodes = [signer(name).node for name in self.witnesses]
+        return genesis.create("durability", BEGINNING, nodes, [signer(ISSUER).node])
+
+    @cached_property
+    def signers(self) -> dict[str, Signer]:
+        """All keys."""
+        return {name: signer(name) for name in (*self.names, ISSUER)}
 
     def now_ms(self) -> int:
         """The world's time."""
@@ -71,24 +99,22 @@ class SmallWorld:
 
     def ledger(self, name: str) -> Path:
         """One bookkeeper's LevelDB folder."""
-        process = next(process for process, names in PROCESSES.items() if name in names)
-        return self.home(process) / name.replace(" ", "-")
+        process = next(process for process, names in self.processes.items() if name in names)
+        return self.home(process) / name
 
     def bookkeeper(self, name: str, peers: LedgerPeers, *, as_intended: bool = False) -> Bookkeeper:
         """One bookkeeper. `as_intended`: on the real store, whatever the world says."""
-        store = STORES["real" if as_intended else self.store](self.ledger(name))
-        issuer = signer(ISSUER) if name == WITNESS else None
-        return Bookkeeper(store, signer(name), federation(), issuer, self.now_ms, peers, Settings(hold=HOLD))
-
-
-def federation() -> Federation:
-    """One witness, one issuer."""
-    return genesis.create("durability", BEGINNING, [signer(WITNESS).node], [signer(ISSUER).node])
-
-
-def signers() -> dict[str, Signer]:
-    """All keys."""
-    return {name: signer(name) for name in (WITNESS, ISSUER, *PAYERS, *WORKERS)}
+        folder = self.ledger(name)
+        return Bookkeeper(
+            STORES["real" if as_intended else self.store](folder),
+            self.signers[name],
+            self.federation,
+            self.signers[ISSUER] if name == self.witnesses[0] else None,
+            self.now_ms,
+            peers,
+            Settings(hold=HOLD),
+            memory=WitnessMemory(folder.with_name(f"{name}.signed")),
+        )
 
 
 # --- stores: the real one, and wrong ones that the tests must find ---
