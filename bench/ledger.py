@@ -4,7 +4,7 @@ Rule: what the machine can do at best (Ed25519 verifications on one core, synced
 the same run, before and after, so that every figure has its limit beside it. Processor time is told beside the clock's:
 on a machine that does other work the clock says little.
 
-    python bench/ledger.py [--witnesses 1 4] [--queries 1 10 100] [--channels 960]
+    python bench/ledger.py [--witnesses 1 4] [--queries 1 10 100] [--channels 960] [--requests 800]
                            [--certificates 100000] [--epochs 4] [--cache FOLDER] [--json FILE]
 
 `--certificates 1000000` is the run that the documentation quotes: some minutes, 1 GB of disk and of memory.
@@ -26,6 +26,7 @@ from typing import Any
 
 from ledger_archive import Checked, Plan, checked, made, peak_mib, sizes, start_seconds
 from ledger_orders import key
+from ledger_over_libp2p import asked
 from ledger_witnesses import LANES, Settled, settled
 
 from protocol.ids import FederationId
@@ -133,6 +134,22 @@ def _settled_row(run: Settled, before: Limits, after: Limits) -> dict[str, Any]:
     }
 
 
+def over_libp2p(root: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """What the real way adds to each request."""
+    with tempfile.TemporaryDirectory(dir=root) as folder:
+        run = asked(Path(folder), options.requests)
+    row = {
+        "requests": run.requests,
+        "requests_a_second": run.requests / run.seconds,
+        "core_ms_a_request": run.witness_cpu_seconds / run.requests * 1_000,
+    }
+    _say(
+        f"over libp2p: {row['requests_a_second']:,.0f} of the cheapest requests a second, each "
+        f"{row['core_ms_a_request']:.2f} ms of the witness's core"
+    )
+    return row
+
+
 def check(cache: Path, options: argparse.Namespace) -> dict[str, Any]:
     """A large ledger: made, checked, started with."""
     plan = Plan(options.certificates, 1, options.epochs + 1)
@@ -236,6 +253,7 @@ def main() -> int:
     parser.add_argument("--witnesses", type=int, nargs="*", default=[1, 4], help="none: leave that part out")
     parser.add_argument("--queries", type=int, nargs="+", default=[1, 10, 100], help="in one channel")
     parser.add_argument("--channels", type=int, default=960, help="settled in each run")
+    parser.add_argument("--requests", type=int, default=800, help="over libp2p; 0: none")
     parser.add_argument("--certificates", type=int, default=100_000, help="of the ledger that is checked; 0: none")
     parser.add_argument("--epochs", type=int, default=4, help="ended ones in it")
     parser.add_argument("--cache", type=Path, help="keep the ledger that is checked in this folder")
@@ -248,7 +266,9 @@ def main() -> int:
         facts = machine(root)
         _say("  ".join(f"{name}: {value}" for name, value in facts.items()))
         _say(f"\n{HEAD}" if options.witnesses else "")
-        rows = {"machine": facts, "settled": settle(root, options)}
+        rows: dict[str, Any] = {"machine": facts, "settled": settle(root, options)}
+        if options.requests:
+            rows["libp2p"] = over_libp2p(root, options)
         if options.certificates:
             rows["checked"] = check(cache, options)
     finally:

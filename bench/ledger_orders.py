@@ -27,9 +27,14 @@ PRICES = (1_000, 3_000)  # µcredits for 1,000 tokens
 UNITS = (40, 120)  # prompt and output tokens of a query
 
 
+def seed(name: str) -> bytes:
+    """The secret of the key that a name stands for."""
+    return hashlib.sha256(f"mtor bench {name}".encode()).digest()
+
+
 def key(name: str) -> Signer:
     """The key that a name stands for."""
-    return Signer.from_seed(hashlib.sha256(f"mtor bench {name}".encode()).digest())
+    return Signer.from_seed(seed(name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -274,11 +274,11 @@ def settled(folder: Path, witnesses: int, queries: int, count: int) -> Settled:
     with running(folder, witnesses) as processes:
         trio.run(_grant_all, folder, who)
         watched = [psutil.Process(process.pid) for process in processes]
-        before = [_cpu_seconds(process) for process in watched]
+        before = [cpu_seconds(process) for process in watched]
         began = time.perf_counter()
         lines = trio.run(_settle_all, folder, who, prepared)
         seconds = time.perf_counter() - began
-        used = [_cpu_seconds(process) - cpu for process, cpu in zip(watched, before, strict=True)]
+        used = [cpu_seconds(process) - cpu for process, cpu in zip(watched, before, strict=True)]
     return Settled(
         witnesses,
         queries,
@@ -292,7 +292,8 @@ def settled(folder: Path, witnesses: int, queries: int, count: int) -> Settled:
     )
 
 
-def _cpu_seconds(process: psutil.Process) -> float:
+def cpu_seconds(process: psutil.Process) -> float:
+    """Processor time that a process has used."""
     times = process.cpu_times()
     return float(times.user + times.system)
 

@@ -40,6 +40,8 @@ log = logging.getLogger("mtor.ledger")
 
 ANSWER_SECONDS = 10.0  # dialling, the request, the witness's disk, the answer
 REQUEST_SECONDS = 30.0  # a stream without a request for this long is closed
+KEPT_SECONDS = 10.0  # by who asks, before that
+STREAMS_KEPT = 4  # to one node, while nothing is asked
 DELIVERY_SECONDS = 2.0  # between two tries to bring a worker a voucher that it may have missed
 SYNC_SECONDS = 30.0  # between two looks at the witnesses' logs
 STARTING_SECONDS = 3.0  # to find the first peers
@@ -52,12 +54,14 @@ Addresses = Callable[[NodeId], Sequence[str]]
 
 
 class NetworkPeers(LedgerPeers):
-    """Other nodes' ledgers over the network: a stream for each question."""
+    """Other nodes' ledgers over the network. A stream has one question at a time, and is kept a while for the next:
+    to open one costs several times as much as to ask."""
 
     def __init__(self, network: Network, addresses: Addresses) -> None:
         """`addresses` gives what is known of a node's multiaddresses at the moment; empty if it is connected."""
         self._network = network
         self._addresses = addresses
+        self._idle: dict[NodeId, list[tuple[float, MessageStream]]] = {}  # since when
 
     def connected(self) -> Sequence[NodeId]:
         """See `LedgerPeers`."""
@@ -65,21 +69,65 @@ class NetworkPeers(LedgerPeers):
 
     async def ask(self, node: NodeId, request: Message, expected: type[Answer]) -> Answer | Rejected:
         """See `LedgerPeers`."""
-        answer: Message | None = None
+        await self._close_stale()
         try:
             with trio.move_on_after(ANSWER_SECONDS):
-                answer = await ask(self._network, node, self._addresses(node), request)
+                return await self._on_idle_stream(node, request, expected) or await self._on_new_stream(
+                    node, request, expected
+                )
         except (NetworkError, Malformed) as error:
             raise PeerUnreachable(str(error).removeprefix(f"{peer_id(node)} ")) from None
-        if isinstance(answer, expected | Rejected):
-            return answer
-        why = f"no answer within {ANSWER_SECONDS:.0f} s" if answer is None else f"answered {type(answer).__name__}"
-        raise PeerUnreachable(why)
+        raise PeerUnreachable(f"no answer within {ANSWER_SECONDS:.0f} s")
+
+    async def _on_idle_stream(self, node: NodeId, request: Message, expected: type[Answer]) -> Answer | Rejected | None:
+        """None if there is no stream, or its other end is gone: asking again changes nothing."""
+        idle = self._idle.get(node)
+        if not idle:
+            return None
+        _, stream = idle.pop()
+        try:
+            return await self._exchange(node, stream, request, expected)
+        except StreamReset:
+            return None
+
+    async def _on_new_stream(self, node: NodeId, request: Message, expected: type[Answer]) -> Answer | Rejected:
+        stream = MessageStream(await self._network.open_stream(node, params.LEDGER_PROTOCOL, self._addresses(node)))
+        return await self._exchange(node, stream, request, expected)
+
+    async def _exchange(
+        self, node: NodeId, stream: MessageStream, request: Message, expected: type[Answer]
+    ) -> Answer | Rejected:
+        answer = await _exchange(stream, request)
+        if not isinstance(answer, expected | Rejected):
+            await stream.reset()
+            raise PeerUnreachable(f"answered {type(answer).__name__}")
+        idle = self._idle.setdefault(node, [])
+        if len(idle) < STREAMS_KEPT:
+            idle.append((trio.current_time(), stream))
+        else:
+            await stream.close()
+        return answer
+
+    async def _close_stale(self) -> None:
+        """Give streams back that nobody asked on for a while."""
+        oldest = trio.current_time() - KEPT_SECONDS
+        for node, idle in list(self._idle.items()):
+            self._idle[node] = [kept for kept in idle if kept[0] >= oldest]
+            for since, stream in idle:
+                if since < oldest:
+                    await stream.close()
 
 
 async def ask(network: Network, peer: NodeId, addresses: Sequence[str], request: Message) -> Message:
     """One question to a peer's ledger service. Raises `NetworkError` or `Malformed`; the caller sets the time-out."""
     stream = MessageStream(await network.open_stream(peer, params.LEDGER_PROTOCOL, addresses))
+    answer = await _exchange(stream, request)
+    await stream.close()
+    return answer
+
+
+async def _exchange(stream: MessageStream, request: Message) -> Message:
+    """One question and its answer. The stream is of no more use if this raises."""
     try:
         await stream.send(request)
         answer = await stream.receive()
@@ -89,7 +137,6 @@ async def ask(network: Network, peer: NodeId, addresses: Sequence[str], request:
         with trio.CancelScope(shield=True):
             await stream.reset()
         raise
-    await stream.close()
     return answer
 
 

@@ -23,6 +23,7 @@ from protocol.ledger.state import Iterable
 from protocol.signing import verify
 
 BATCHES_HERE = 16  # about 0.2 s
+MAX_PROCESSES = 8  # one process reads the ledger, and cannot keep more busy
 WAITING_A_PROCESS = 8  # batches that are checked or wait for it
 
 
@@ -86,8 +87,8 @@ def _leave_interrupts_to_the_parent() -> None:
 
 @contextmanager
 def signature_pool(processes: int = 0) -> Iterator[SignaturePool]:
-    """A pool of so many processes; one for each core by default."""
-    pool = SignaturePool(processes or os.cpu_count() or 1)
+    """A pool of so many processes; by default one for each core, up to MAX_PROCESSES."""
+    pool = SignaturePool(processes or min(os.cpu_count() or 1, MAX_PROCESSES))
     try:
         yield pool
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +24,23 @@ from node.federation import (
 )
 from node.identity import load_or_create_identity
 from node.ledger_peers import PeerUnreachable
-from node.ledger_service import HOME_GRANT, STREAMS_A_PEER, LedgerService, NetworkPeers, ask, open_bookkeeper
+from node.ledger_service import (
+    HOME_GRANT,
+    STREAMS_A_PEER,
+    STREAMS_KEPT,
+    LedgerService,
+    NetworkPeers,
+    ask,
+    open_bookkeeper,
+)
 from node.memory_network import MemoryHub, MemoryNetwork
 from node.memory_store import MemoryStore
 from node.message_stream import MessageStream
-from node.network import NetworkError, StreamReset
+from node.network import NetworkError, Stream, StreamReset
 from protocol.codec import body_hash, encode
 from protocol.errors import ErrorCode
 from protocol.framing import frame
+from protocol.ids import NodeId
 from protocol.ledger.genesis import create
 from protocol.messages import (
     Cancel,
@@ -235,3 +244,63 @@ async def test_everything_works_with_no_set_up(tmp_path: Path) -> None:
     ledgers = list((tmp_path / "ledgers").iterdir())
     assert [folder.name for folder in ledgers] == [bookkeeper.federation.hex()[:16]]
     assert list(ledgers[0].iterdir())
+
+
+class Counted(MemoryNetwork):
+    """Counts the streams that it opens, and keeps the last."""
+
+    opened = 0
+    last: Stream
+
+    async def open_stream(self, peer: NodeId, protocol: str, addresses: Sequence[str] = ()) -> Stream:
+        self.opened += 1
+        self.last = await super().open_stream(peer, protocol, addresses)
+        return self.last
+
+
+@asynccontextmanager
+async def asking() -> AsyncIterator[tuple[Counted, NetworkPeers]]:
+    """Alice without a ledger, beside a witness that runs."""
+    async with net() as wires:
+        await wires.start(WITNESS)
+        network = Counted(wires.hub, ALICE.node)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(network.run)
+            yield network, NetworkPeers(network, lambda node: ())
+            nursery.cancel_scope.cancel()
+
+
+async def ask_genesis(remote: NetworkPeers) -> None:
+    assert isinstance(await remote.ask(WITNESS.node, FetchGenesis(), GenesisAnswer), GenesisAnswer)
+
+
+async def test_questions_to_one_node_share_a_stream() -> None:
+    async with asking() as (network, remote):
+        for _ in range(3):
+            await ask_genesis(remote)
+        assert network.opened == 1
+
+
+async def test_questions_at_one_time_have_a_stream_each_and_few_are_kept() -> None:
+    async with asking() as (network, remote):
+        for expected in (STREAMS_KEPT + 2, STREAMS_KEPT + 4):
+            async with trio.open_nursery() as nursery:
+                for _ in range(STREAMS_KEPT + 2):
+                    nursery.start_soon(ask_genesis, remote)
+            assert network.opened == expected
+
+
+async def test_a_kept_stream_whose_other_end_is_gone_costs_nothing() -> None:
+    async with asking() as (network, remote):
+        await ask_genesis(remote)
+        await network.last.reset()
+        await ask_genesis(remote)
+        assert network.opened == 2
+
+
+async def test_a_stream_that_rested_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with asking() as (network, remote):
+        await ask_genesis(remote)
+        monkeypatch.setattr("node.ledger_service.KEPT_SECONDS", -1.0)
+        await ask_genesis(remote)
+        assert network.opened == 2
