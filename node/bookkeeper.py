@@ -7,7 +7,7 @@ ledger is checked whole before anything is signed. This file puts the parts toge
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -50,7 +50,7 @@ from protocol.errors import Refused
 from protocol.ids import ChannelId, FederationId, NodeId
 from protocol.ledger.audit import Report
 from protocol.ledger.genesis import Federation
-from protocol.ledger.state import Account, Draft, View, channel_key
+from protocol.ledger.state import EPOCH, Account, Draft, View, channel_key
 from protocol.messages import Genesis, Message, Pay
 from protocol.signing import Signer, verify
 
@@ -122,7 +122,7 @@ class Bookkeeper:
         self._memory = memory
         self._journal = Journal(_Owners(self.wallet, self._issuer), signer.node)
         self._channels = OpenChannels(self.wallet)
-        self._writer = LedgerWriter(store, self._channels.note)
+        self._writer = LedgerWriter(store, self._note_written)
         self.evidence = EvidenceKeeper(federation, store, self._writer, check)
         self._witness = Witness(
             federation,
@@ -144,7 +144,6 @@ class Bookkeeper:
             check,
             Retention(self._settings.keep_epochs),
             self._witness.forgot,
-            self._note_epoch,
             self._note_channels,
         )
         self._replica = Replica(federation, signer.node, store, self._writer, self._witness, self._checkpoints, peers)
@@ -190,10 +189,16 @@ class Bookkeeper:
         """What this node as a witness answers itself."""
         return await self._desk.answer(self._signer.node, request)
 
-    def _note_epoch(self, epoch: int) -> None:
-        """Before anything is signed in an epoch."""
+    def _note_written(self, puts: Mapping[bytes, bytes | None]) -> None:
+        """What was written, before any answer that rests on it leaves."""
+        if EPOCH in puts:  # not earlier: a crash in between would look like a ledger that was set back
+            self._note_epoch()
+        self._channels.note(puts)
+
+    def _note_epoch(self) -> None:
+        """Before anything is signed in the epoch in force."""
         if self._memory is not None and self.is_witness:
-            self._memory.note(epoch)
+            self._memory.note(View(self._store).epoch)
 
     def _note_channels(self) -> None:
         keys = (channel_key(key[1:]) for key, _ in self._store.iterate(b"o"))
@@ -267,7 +272,7 @@ class Bookkeeper:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._writer.run)
                 await self._writer.commit(self._begin)
-                self._note_epoch(View(self._store).epoch)
+                self._note_epoch()
                 yield nursery
                 nursery.cancel_scope.cancel()
         finally:

@@ -82,11 +82,10 @@ class CheckpointKeeper:
         verify: Verify,
         retention: Retention,
         forgot: Callable[[View, bytes], bool],
-        beginning: Callable[[int], None],
         changed: Callable[[], None],
     ) -> None:
-        """`forgot`: a certificate has a vote of this node that it does not remember. `beginning` is told before an
-        epoch begins here, `changed` after."""
+        """`forgot`: a certificate has a vote of this node that it does not remember. `changed` is told when an epoch
+        has begun here."""
         self._federation = federation
         self._store = store
         self._writer = writer
@@ -95,7 +94,6 @@ class CheckpointKeeper:
         self._verify = verify
         self._retention = retention
         self._forgot = forgot
-        self._beginning = beginning
         self._changed = changed
         self._adopting = trio.Lock()
 
@@ -195,7 +193,6 @@ class CheckpointKeeper:
             self._journal.record_checkpoint(draft, data, self._clock())
             self._explain(draft, adoption)
 
-        await trio.to_thread.run_sync(self._beginning, epoch + 1)
         await self._writer.commit(decide)
 
     def _explain(self, draft: Draft, adoption: Adoption) -> None:
@@ -217,7 +214,6 @@ class CheckpointKeeper:
             if checkpoint.epoch <= View(snapshot).epoch + (View(snapshot).log_length > 0):
                 return False
             puts = await trio.to_thread.run_sync(begin_from, snapshot, data, leaves, position)
-            await trio.to_thread.run_sync(self._beginning, checkpoint.epoch)
 
             def begin(draft: Draft) -> None:
                 draft.update(puts)

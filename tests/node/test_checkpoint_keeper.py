@@ -39,7 +39,6 @@ def keeper_of(store: MemoryStore, writer: LedgerWriter) -> CheckpointKeeper:
         verify,
         Retention(),
         forgot=lambda view, certificate: False,
-        beginning=lambda epoch: None,
         changed=lambda: None,
     )
 

@@ -205,3 +205,41 @@ async def test_a_vote_that_was_forgotten_and_comes_with_a_checkpoint_is_noticed_
         world.away.add(world.witnesses[2].node)
         assert await bob.close_idle(0) == 0
         assert [answer.code for answer in answers if isinstance(answer, Rejected)] == [ErrorCode.ABSTAINING]
+
+
+class Killed(Exception):
+    """The process ends here."""
+
+
+class DeadlyMemory(WitnessMemory):
+    """Kills its process when a later epoch is noted, before or after."""
+
+    def __init__(self, path: Path, *, before: bool) -> None:
+        super().__init__(path)
+        self._before = before
+
+    def note(self, epoch: int) -> None:
+        if self._before and epoch:
+            raise Killed
+        super().note(epoch)
+        if epoch:
+            raise Killed
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("count", [1, 4])
+async def test_a_kill_between_an_epoch_and_its_note_is_not_taken_for_a_loss(
+    tmp_path: Path, count: int, before: bool
+) -> None:
+    path, store = tmp_path / "witnessed", MemoryStore()
+    with pytest.RaisesGroup(Killed, flatten_subgroups=True):
+        async with world_of(count) as world:
+            for index in range(1, count):
+                await world.start(world.witnesses[index])
+            await start_with_memory(world, 0, DeadlyMemory(path, before=before), store)
+            for ledger in world.books.values():
+                await ledger.epochs.accept()
+            await world.first.epochs.end()
+    async with world_of(count) as world:
+        again = await start_with_memory(world, 0, WitnessMemory(path), store)
+        assert not again.epochs.status().abstaining and again.epochs.status().epoch == 1
