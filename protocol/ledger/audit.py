@@ -247,11 +247,14 @@ _NAMES = {b"a": "account", b"c": "channel", b"o": "open channel"}
 def _check_rest(stored: Iterable, view: View, report: _Findings) -> None:
     """No place in the log beyond its length, and no record that the log does not name."""
     first = view.log_first
-    places = [number(key[1:]) for key, _ in stored.iterate(b"n", log_key(first))]
-    if len(places) != view.log_length - first:
-        report.problem(f"{len(places)} places in the log for a log of {view.log_length - first}")
-    named = sum(1 for position in places if view.logged(position) is not None)
-    records = sum(1 for _, value in stored.iterate(b"r") if number(value[:8]) >= first)
+    log = {number(key[1:]): identity for key, identity in stored.iterate(b"n", log_key(first))}
+    if len(log) != view.log_length - first:
+        report.problem(f"{len(log)} places in the log for a log of {view.log_length - first}")
+    records = named = 0
+    for key, value in stored.iterate(b"r"):
+        position = number(value[:U64_BYTES])
+        records += position >= first
+        named += log.get(position) == key[1:]
     if records != named:
         report.problem(f"{records} certificates for a log of {named}")
 

@@ -310,9 +310,16 @@ class View:
     def logged(self, position: int) -> bytes | None:
         """The record at a place of the log; None for an order that an epoch change made void, even if it was applied
         again later and stands at another place, too."""
+        found = self.entry(position)
+        return None if found is None else found[1]
+
+    def entry(self, position: int) -> tuple[bytes, bytes] | None:
+        """The id and the record at a place of the log, as `logged`."""
         identity = self.id_at(position)
         value = None if identity is None else self.reader.get(certificate_key(identity))
-        return None if value is None or number(value[: _U64.size]) != position else value[_U64.size :]
+        if identity is None or value is None or number(value[: _U64.size]) != position:
+            return None
+        return identity, value[_U64.size :]
 
     def frozen(self, account: bytes) -> bool:
         """True if the account's owner equivocated in this epoch."""
