@@ -105,12 +105,8 @@ def epoch_orders(stored: Iterable) -> Union:
 def orders_between(stored: Iterable, start: int, end: int) -> Union:
     """The orders at these places of a log, without void ones and decisions."""
     view = View(stored)
-    found = {}
-    for position in range(start, end):
-        identity, record = view.id_at(position), view.logged(position)
-        if identity is not None and record is not None and not is_decision(record):
-            found[identity] = record
-    return Union(found)
+    entries = (view.entry(position) for position in range(start, end))
+    return Union({entry[0]: entry[1] for entry in entries if entry is not None and not is_decision(entry[1])})
 
 
 def previous_checkpoint(federation: Federation, view: View) -> bytes:
@@ -147,22 +143,22 @@ def merged(federation: Federation, base: Iterable, union: Union, epoch: int, che
 def _in_causal_order(
     federation: Federation, draft: Draft, union: Union, epoch: int, check: Verify
 ) -> Iterable_[tuple[bytes, bool, Puts]]:
-    """The ids and effects of a set, and whether their signatures are good by what came before them. Chains first, each
-    by its numbers; then settlements, which need a hold at most."""
-    left = sorted((_place(data), identity) for identity, data in union.certificates.items())
+    """The ids and effects of a set, and whether their signatures are good by what came before them. First in the order
+    given, for a log is in causal order; what waits, by chains and their numbers, then settlements."""
+    left = list(union.certificates)
     while left:
         waiting = []
-        for place, identity in left:
+        for identity in left:
             try:
                 checked, sure = _checked(federation, draft, open_certificate(union.certificates[identity]), check)
                 if isinstance(checked.order, AccountOrder) and checked.order.epoch != epoch:
                     raise Refused(ErrorCode.STALE_EPOCH, "the union holds an order of another epoch")
                 yield identity, sure, effect(View(draft), checked)
-            except MissingPredecessor:  # a move may need an attachment or rotation that sorts behind it
-                waiting.append((place, identity))
+            except MissingPredecessor:  # a move may also need an attachment or rotation that sorts behind it
+                waiting.append(identity)
         if len(waiting) == len(left):
             raise Refused(ErrorCode.BAD_SEQUENCE, f"{len(left)} orders of the union lack what they build on")
-        left = waiting
+        left = sorted(waiting, key=lambda identity: (_place(union.certificates[identity]), identity))
 
 
 def _checked(
