@@ -105,6 +105,8 @@ def test_expired_paused_and_avoided_are_left_out(make_offer: Make) -> None:
     knowledge = Knowledge(LOCAL, {(broken.node, "tiny"): Experience(avoid_until_ms=NOW + 1)})
     ranking = rank(CHAT, Requirements(), [expired, paused, broken], knowledge, NOW)
     assert not ranking.candidates and len(ranking.unfit) == 3
+    assert ranking.avoided
+    assert not rank(CHAT, Requirements(), [expired, paused], knowledge, NOW).avoided
 
 
 def test_nobody_at_all_and_many_unfit_are_explained(make_offer: Make) -> None:

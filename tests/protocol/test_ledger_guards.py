@@ -1,0 +1,116 @@
+"""Small rules of the ledger's core that nothing else in these tests would miss."""
+
+from __future__ import annotations
+
+import pytest
+
+from protocol.codec import encode
+from protocol.errors import ErrorCode, Refused
+from protocol.ledger.certificates import apply
+from protocol.ledger.checkpoints import (
+    Union,
+    adopt,
+    epoch_orders,
+    is_decision,
+    orders_between,
+    previous_checkpoint,
+    record_id,
+)
+from protocol.ledger.orders import MissingPredecessor
+from protocol.ledger.state import LOG_LENGTH, log_key, u64
+from protocol.messages import Certificate
+from tests.protocol.ledger_world import ALICE, BOB, CAROL, HOUR
+from tests.protocol.vector_world import FOUR, Ledger, four_witnesses
+
+
+def refusal(caught: pytest.ExceptionInfo[Refused]) -> tuple[type[Refused], ErrorCode]:
+    return type(caught.value), caught.value.code
+
+
+# --- what stands in a log ---
+
+
+def test_a_record_is_an_order_or_a_decision() -> None:
+    ledger, channel = four_witnesses()
+    ledger.end_epoch()
+    assert [is_decision(record) for record in ledger.log] == [False, False, True]
+    assert [record_id(record) for record in ledger.log] == [ledger.view.id_at(place) for place in range(3)]
+    assert record_id(ledger.log[1]) == channel
+    assert record_id(ledger.log[2]) == previous_checkpoint(FOUR, ledger.view)
+
+
+@pytest.mark.parametrize("record", [b"", b"\x93", b"\x93\x0f", b"\x93\x06", b"\x93\x0f\xc0\xc0"])
+def test_what_is_neither_is_malformed(record: bytes) -> None:
+    with pytest.raises(Refused) as caught:
+        record_id(record)
+    assert refusal(caught) == (Refused, ErrorCode.MALFORMED)
+
+
+def test_a_place_without_a_record_is_none_of_the_orders() -> None:
+    """A void order's place, and one that nothing names."""
+    ledger, _ = four_witnesses()
+    whole = ledger.checkpoint()
+    late = ledger.give(ledger.grant(CAROL.node, 5))
+    ledger.adopt(ledger.decision(whole), ledger.log[:2])
+    assert ledger.view.id_at(2) == late and ledger.view.logged(2) is None
+    assert orders_between(ledger.state, 0, 9) == Union(dict(zip(ids(ledger, 2), ledger.log[:2], strict=True)))
+
+
+def ids(ledger: Ledger, count: int) -> list[bytes]:
+    return [record_id(record) for record in ledger.log[:count]]
+
+
+# --- votes behind a key that is not known here ---
+
+
+def test_an_order_by_an_unknown_key_waits_only_if_a_quorum_voted_for_it() -> None:
+    """Anybody can sign with a strange key; only a quorum's word makes it worth asking for the rotation."""
+    ledger, _ = four_witnesses()
+    elsewhere = ledger.copy()
+    ledger.give(ledger.rotate(ALICE, CAROL))
+    order = ledger.hold(CAROL, BOB.node, 1, payer=ALICE.node, sequence=2, previous=ledger.view.account(ALICE.node).head)
+    with pytest.raises(MissingPredecessor):
+        apply(FOUR, elsewhere.view, ledger.certificate(order))
+    for witnesses, code in (((0, 1), ErrorCode.BAD_QUORUM), ((0, 0, 1), ErrorCode.BAD_QUORUM)):
+        with pytest.raises(Refused) as caught:
+            apply(FOUR, elsewhere.view, ledger.certificate(order, *witnesses))
+        assert refusal(caught) == (Refused, code)
+    unsigned = encode(Certificate(order.body, order.signature, ledger.ballots(2, ledger.checkpoint())))
+    with pytest.raises(Refused) as caught:
+        apply(FOUR, elsewhere.view, unsigned)
+    assert refusal(caught) == (Refused, ErrorCode.BAD_SIGNATURE)
+
+
+# --- epochs of a certificate ---
+
+
+def test_a_certificate_of_an_ended_epoch_is_void_and_one_of_a_later_epoch_waits() -> None:
+    ledger, _ = four_witnesses()
+    early = ledger.certificate(ledger.grant(CAROL.node, 1))
+    behind = ledger.copy()
+    ledger.end_epoch()
+    late = ledger.certificate(ledger.grant(CAROL.node, 1))
+    with pytest.raises(Refused) as caught:
+        ledger.apply(early)
+    assert refusal(caught) == (Refused, ErrorCode.STALE_EPOCH)
+    with pytest.raises(Refused) as caught:
+        behind.apply(late)
+    assert refusal(caught) == (MissingPredecessor, ErrorCode.STALE_EPOCH)
+
+
+def test_the_copies_of_beginnings_that_are_kept() -> None:
+    ledger, _ = four_witnesses()
+
+    def end(keep_from: int) -> set[int]:
+        ledger.now += HOUR // 60
+        decision, orders = ledger.decision(ledger.checkpoint()), epoch_orders(ledger.state)
+        ledger.state.write(adopt(FOUR, ledger.state, decision, orders, keep_from).puts)
+        return {int.from_bytes(key[1:9], "big") for key, _ in ledger.state.iterate(b"s")}
+
+    assert [end(keep_from) for keep_from in (0, 2, 2, 3)] == [{1}, {2}, {2, 3}, {3, 4}]
+
+
+def test_a_log_longer_than_its_places_has_fewer_orders() -> None:
+    ledger, _ = four_witnesses()
+    ledger.state.write({LOG_LENGTH: u64(5), log_key(3): bytes(32)})
+    assert len(epoch_orders(ledger.state).certificates) == 2
