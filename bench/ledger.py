@@ -4,7 +4,7 @@ Rule: what the machine can do at best (Ed25519 verifications on one core, synced
 the same run, before and after, so that every figure has its limit beside it. Processor time is told beside the clock's:
 on a machine that does other work the clock says little.
 
-    python bench/ledger.py [--witnesses 1 4] [--queries 1 10 100] [--channels 960] [--requests 800]
+    python bench/ledger.py [--witnesses 1 4] [--queries 1 10 100] [--channels 960] [--requests 800] [--vouchers 400]
                            [--certificates 100000] [--epochs 4] [--cache FOLDER] [--json FILE]
 
 `--certificates 1000000` is the run that the documentation quotes: some minutes, 1 GB of disk and of memory.
@@ -24,9 +24,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import trio
 from ledger_archive import Checked, Plan, checked, made, peak_mib, sizes, start_seconds
 from ledger_orders import key
-from ledger_over_libp2p import asked
+from ledger_query import waits
 from ledger_witnesses import LANES, Settled, settled
 
 from protocol.ids import FederationId
@@ -134,8 +135,22 @@ def _settled_row(run: Settled, before: Limits, after: Limits) -> dict[str, Any]:
     }
 
 
+def wait(root: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """What the two parties of a query wait for."""
+    with tempfile.TemporaryDirectory(dir=root) as folder:
+        row: dict[str, Any] = trio.run(waits, Path(folder), options.vouchers, max(2, options.vouchers // 4)).told()
+    _say(
+        f"a voucher signed, checked and stored on both sides: {row['voucher_median_ms']:.1f} ms "
+        f"(99th percentile {row['voucher_p99_ms']:.1f}); hold, voucher, close, all stored and read back: "
+        f"{row['channel_median_ms']:.1f} ms (99th percentile {row['channel_p99_ms']:.1f})"
+    )
+    return row
+
+
 def over_libp2p(root: Path, options: argparse.Namespace) -> dict[str, Any]:
     """What the real way adds to each request."""
+    from ledger_over_libp2p import asked  # not above: the processes that verify import this file, and libp2p is large
+
     with tempfile.TemporaryDirectory(dir=root) as folder:
         run = asked(Path(folder), options.requests)
     row = {
@@ -169,7 +184,7 @@ def check(cache: Path, options: argparse.Namespace) -> dict[str, Any]:
         "start_seconds": start_seconds(plan, folder),
         "peak_mib": {"links": here, "signatures": peak_mib()},
         "sizes": asdict(size),
-        "hold_and_close_bytes": {count: sum(_certificate_sizes(count, cache)) for count in (1, 4)},
+        "certificate_bytes": {count: _certificate_sizes(count, cache) for count in (1, 4)},
     }
     _say_checked(rows)
     return rows
@@ -195,12 +210,12 @@ def _checked_row(run: Checked) -> dict[str, Any]:
     }
 
 
-def _certificate_sizes(witnesses: int, cache: Path) -> tuple[int, int]:
-    """A hold's and a close's certificate, encoded."""
+def _certificate_sizes(witnesses: int, cache: Path) -> dict[str, int]:
+    """A channel's certificates and an epoch's checkpoint with its decision."""
     with tempfile.TemporaryDirectory(dir=cache) as folder:
-        plan = Plan(0, witnesses, 1)
+        plan = Plan(0, witnesses, 2)
         found = sizes(plan, made(plan, Path(folder), 1))
-    return found.hold, found.close
+    return {"hold": found.hold, "close": found.close, "voucher": found.voucher, "checkpoint": found.checkpoint}
 
 
 # --- telling --------------------------------------------------------------------------------------------------
@@ -240,10 +255,12 @@ def _say_checked(rows: dict[str, Any]) -> None:
         f"{rows['signature_limit_seconds']:.1f} s for 1,000,000 certificates\n"
         f"start from the last checkpoint: {rows['start_seconds']:.2f} s\n"
         f"database {found['database'] / 2**20:,.1f} MiB, {found['database'] / found['log_certificates']:,.0f} B a "
-        f"certificate; checkpoint {found['checkpoint']:,} B, its state {found['state']:,} B for {found['accounts']:,} "
-        "accounts\n"
-        f"hold and close as certificates: {rows['hold_and_close_bytes'][1]} B with one witness, "
-        f"{rows['hold_and_close_bytes'][4]} B with four"
+        f"certificate; a checkpoint's state {found['state']:,} B for {found['accounts']:,} accounts\n"
+        + "\n".join(
+            f"{count} witness{'es' if count > 1 else ''}: "
+            + ", ".join(f"{name} {size} B" for name, size in found.items())
+            for count, found in rows["certificate_bytes"].items()
+        )
     )
 
 
@@ -254,6 +271,7 @@ def main() -> int:
     parser.add_argument("--queries", type=int, nargs="+", default=[1, 10, 100], help="in one channel")
     parser.add_argument("--channels", type=int, default=960, help="settled in each run")
     parser.add_argument("--requests", type=int, default=800, help="over libp2p; 0: none")
+    parser.add_argument("--vouchers", type=int, default=400, help="waited for; 0: none")
     parser.add_argument("--certificates", type=int, default=100_000, help="of the ledger that is checked; 0: none")
     parser.add_argument("--epochs", type=int, default=4, help="ended ones in it")
     parser.add_argument("--cache", type=Path, help="keep the ledger that is checked in this folder")
@@ -269,6 +287,8 @@ def main() -> int:
         rows: dict[str, Any] = {"machine": facts, "settled": settle(root, options)}
         if options.requests:
             rows["libp2p"] = over_libp2p(root, options)
+        if options.vouchers:
+            rows["waits"] = wait(root, options)
         if options.certificates:
             rows["checked"] = check(cache, options)
     finally:

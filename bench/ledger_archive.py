@@ -23,14 +23,14 @@ from node.ledger_peers import Answer, LedgerPeers, PeerUnreachable
 from node.migrations import SCHEMA, SCHEMA_KEY
 from node.signature_pool import verify_on_all_cores
 from node.store import LevelStore
-from protocol.codec import body_hash
+from protocol.codec import body_hash, decode_as, encode
 from protocol.ids import NodeId
 from protocol.ledger import epochs
 from protocol.ledger.audit import Report
 from protocol.ledger.certificates import apply, trusting
 from protocol.ledger.checkpoints import adopt, epoch_orders, leaves, outcome
 from protocol.ledger.state import Base, Draft, View, checkpoint_key
-from protocol.messages import Ballot, Join, Message, Rejected, WitnessSignature
+from protocol.messages import Ballot, Close, Join, Message, Pay, Rejected, WitnessSignature
 
 PAYERS, WORKERS = 512, 64
 GRANT = 10**12
@@ -231,6 +231,7 @@ class Sizes:
     log_certificates: int
     hold: int  # a certificate of it, as it travels and as it is stored
     close: int
+    voucher: int  # as it travels, with its signature
     checkpoint: int  # with its decision; 0 without an ended epoch
     state: int  # the leaves of the last checkpoint
     accounts: int
@@ -242,11 +243,16 @@ def sizes(plan: Plan, folder: Path) -> Sizes:
     view = View(store)
     identity = store.get(checkpoint_key(view.epoch))
     decision = (view.record(identity) or b"") if identity else b""
-    hold, close = (len(voted(who, order)) for order in next(channels(who, 0, 1, 1)))
+    orders = next(channels(who, 0, 1, 1))
+    hold, close = (len(voted(who, order)) for order in orders)
+    settled = decode_as(Close, orders[1].body)
+    voucher = len(encode(Pay(settled.voucher, settled.voucher_signature)))
     found = leaves(Base(store, view.epoch)) if decision else []
     certificates = view.log_length - view.epoch
     store.close()
-    return Sizes(folder_bytes(folder), certificates, hold, close, len(decision), sum(map(len, found)), len(found))
+    return Sizes(
+        folder_bytes(folder), certificates, hold, close, voucher, len(decision), sum(map(len, found)), len(found)
+    )
 
 
 def peak_mib() -> float:
