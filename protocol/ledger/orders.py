@@ -149,7 +149,6 @@ def _attach(federation: Federation, view: View, attach: Attach) -> _Facts:
         raise Refused(ErrorCode.INVALID_REQUEST, "an account is attached by its first order")
     if attach.account == attach.owner:
         raise Refused(ErrorCode.INVALID_REQUEST, "an account does not own itself")
-    check_public_key(attach.owner)
     consent = encode(Consent(attach.account, attach.owner))
     verify_any(view, keys_of(view, attach.owner), federation.id, consent, attach.consent)
     return _signed_in_chain(view, attach)
@@ -171,7 +170,6 @@ def _recovery(federation: Federation, view: View, recovery: Recovery) -> _Facts:
 
 def _rotate(federation: Federation, view: View, rotate: Rotate) -> _Facts:
     _check_ordinary(federation, rotate.account)
-    check_public_key(rotate.key)
     consent = encode(Consent(rotate.account, rotate.key))
     view.verify(rotate.key, federation.id, consent, rotate.consent)
     keys, object_id, version = _signed_in_chain(view, rotate)
