@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from protocol.codec import encode
@@ -10,16 +12,18 @@ from protocol.ledger.certificates import apply
 from protocol.ledger.checkpoints import (
     Union,
     adopt,
+    begin_from,
     epoch_orders,
     is_decision,
+    leaves,
     orders_between,
     previous_checkpoint,
     record_id,
 )
 from protocol.ledger.orders import MissingPredecessor
-from protocol.ledger.state import LOG_LENGTH, log_key, u64
+from protocol.ledger.state import LOG_LENGTH, Base, log_key, u64
 from protocol.messages import Certificate
-from tests.protocol.ledger_world import ALICE, BOB, CAROL, HOUR
+from tests.protocol.ledger_world import ALICE, BOB, CAROL, HOUR, ISSUER
 from tests.protocol.vector_world import FOUR, Ledger, four_witnesses
 
 
@@ -114,3 +118,42 @@ def test_a_log_longer_than_its_places_has_fewer_orders() -> None:
     ledger, _ = four_witnesses()
     ledger.state.write({LOG_LENGTH: u64(5), log_key(3): bytes(32)})
     assert len(epoch_orders(ledger.state).certificates) == 2
+
+
+# --- going over to the next epoch ---
+
+
+def test_numbers_of_void_orders_are_free_and_those_of_missing_orders_taken() -> None:
+    ledger, _ = four_witnesses()
+    other = ledger.copy()
+    void = ledger.give(ledger.grant(CAROL.node, 5))
+    missing = other.give(other.hold(ALICE, BOB.node, 3))
+    ledger.adopt(other.decision(other.checkpoint()), other.log)
+    assert ledger.view.order_at(ISSUER.node, 1) is None and ledger.view.order_at(ALICE.node, 1) == missing
+    assert ledger.view.position(void) is None and ledger.view.position(missing) == 3
+    again = ledger.give(ledger.grant(CAROL.node, 5))
+    assert ledger.view.order_at(ISSUER.node, 1) == again != void
+    assert ledger.audit(signatures=True).verified
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_only_the_next_checkpoint_is_adopted(epoch: int) -> None:
+    """Whatever a quorum signed."""
+    ledger, _ = four_witnesses()
+    ledger.end_epoch()
+    checkpoint = replace(ledger.checkpoint(ledger.now + 1), epoch=epoch)
+    with pytest.raises(Refused) as caught:
+        adopt(FOUR, ledger.state, ledger.decision(checkpoint), Union({}))
+    assert refusal(caught) == (MissingPredecessor if epoch == 3 else Refused, ErrorCode.STALE_EPOCH)
+
+
+def test_who_begins_from_a_checkpoint_has_its_state_to_begin_from_again() -> None:
+    ledger, _ = four_witnesses()
+    ledger.end_epoch()
+    new = Ledger.of_four()
+    found = leaves(Base(ledger.state, 1))
+    new.state.write(begin_from(new.state, ledger.log[2], found, 2))
+    assert leaves(Base(new.state, 1)) == leaves(new.state) == found
+    new.apply(ledger.certificate(ledger.grant(CAROL.node, 5)))
+    report = new.audit(signatures=True)
+    assert report.verified and (report.since_epoch, report.certificates) == (1, 1), report.problems
