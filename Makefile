@@ -36,6 +36,7 @@ format: .venv/dev.stamp
 bench: .venv/dev.stamp model
 	@$(BIN)/python bench/engine.py
 	@$(BIN)/python bench/gateway.py
+	@$(BIN)/python bench/ledger.py
 
 model-check: .venv/dev.stamp
 	@$(BIN)/python -m spec.model
