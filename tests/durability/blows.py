@@ -28,12 +28,13 @@ class Life:
     world: SmallWorld
     name: str
     environment: dict[str, str] = field(default_factory=dict)
+    module: str = "tests.durability.books"
 
     def __post_init__(self) -> None:
         self.said: list[bytes] = []
         self.ready = threading.Event()
         self.errors = self.world.folder / f"{self.name}.errors"
-        command = [sys.executable, "-m", "tests.durability.books", str(self.world.folder), self.name]
+        command = [sys.executable, "-m", self.module, str(self.world.folder), self.name]
         with self.errors.open("ab") as errors:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=os.environ | self.environment, stdout=subprocess.PIPE, stderr=errors

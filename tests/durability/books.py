@@ -8,21 +8,30 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from node import epoch_change
+from node import epoch_change, witness
 from node.bookkeeper import Bookkeeper, ChannelLease
-from protocol.codec import decode, encode
+from node.ledger_peers import PeerUnreachable
+from protocol.codec import decode, decode_as, encode
 from protocol.errors import Refused
+from protocol.gossip import Verdict
 from protocol.ids import ChannelId, NodeId
 from protocol.ledger.checkpoints import is_decision
+from protocol.ledger.genesis import Federation
+from protocol.ledger.orders import CheckedOrder
+from protocol.ledger.state import Lock, View
+from protocol.ledger.votes import Moment, vote_body
 from protocol.messages import (
     Balloted,
     Commit,
+    Evidence,
+    FetchEvidence,
     Join,
     Joined,
     Message,
@@ -33,6 +42,7 @@ from protocol.messages import (
     Stored,
     Voted,
 )
+from protocol.signing import Signer
 from tests.durability.small_world import PAYERS, WORKERS, SmallWorld
 from tests.durability.wire import MAX_LINE, Json, Line, LineBroken, RemotePeers, connect, listen, say
 from tests.protocol.ledger_world import signer
@@ -45,7 +55,7 @@ PAUSE_SECONDS = 0.02  # after a refusal
 SETTLE_IDLE_MS = 5_000
 CLOSE_CHANCE = 0.3
 TRANSCRIPT = b"t" * 32
-EPOCH_SECONDS = 1.2  # between two moments at which a witness's operator agrees to an epoch's end, on average
+GOSSIP_SECONDS = 0.3
 PROPOSE_CHANCE = 0.5  # that he also proposes it
 
 
@@ -65,9 +75,8 @@ class Process:
         self.nursery = nursery
         self.chance = random.Random()  # every life takes another course
         sockets = {signer(name).node: world.socket(name) for name in world.witnesses}
-        self.books = {
-            name: world.bookkeeper(name, RemotePeers(signer(name).node, sockets)) for name in world.processes[process]
-        }
+        self._peers = {name: RemotePeers(signer(name).node, sockets) for name in world.processes[process]}
+        self.books = {name: world.bookkeeper(name, peers) for name, peers in self._peers.items()}
 
     async def run(self) -> None:
         """Until killed."""
@@ -84,15 +93,25 @@ class Process:
 
         async def handle(line: Line) -> None:
             while True:
-                await line.send(await self._answer(book, await line.receive()))
+                await line.send(await self._answer_line(book, await line.receive()))
 
         await listen(self.world.socket(self.process), handle, self.nursery)
         self.nursery.start_soon(self._keep_house)
         self.nursery.start_soon(self._end_epochs, book)
+        self.nursery.start_soon(self._gossip, book)
         while book.is_issuer:
             payer = self.chance.choice(PAYERS)
             await self._or_refused(self._grant(book, signer(payer).node))
-            await trio.sleep(self.chance.uniform(0.0, 0.1))
+            await trio.sleep(self.chance.uniform(0.0, 1.0 if self.world.liars else 0.1))
+
+    async def _answer_line(self, book: Bookkeeper, question: Json) -> Json:
+        if "gossip" in question:
+            await self._hear_gossip(book, bytes.fromhex(question["gossip"]))
+            return {}
+        if "grant" in question:
+            await self._or_refused(self._grant(book, account := NodeId(bytes.fromhex(question["grant"]))))
+            return {"granted": book.standing(account).balance > 0}
+        return await self._answer(book, question)
 
     async def _answer(self, book: Bookkeeper, question: Json) -> Json:
         request = decode(bytes.fromhex(question["message"]), MAX_LINE)
@@ -120,13 +139,52 @@ class Process:
 
     async def _end_epochs(self, book: Bookkeeper) -> None:
         while True:
-            await trio.sleep(self.chance.expovariate(1 / EPOCH_SECONDS))
+            await self._wait_for_the_end()
             await self._or_refused(book.epochs.accept())
             if self.chance.random() < PROPOSE_CHANCE:
                 await self._or_refused(self._end_epoch(book))
 
+    async def _wait_for_the_end(self) -> None:
+        """Any time. With a Byzantine witness all at one time, as if by their clocks: who agrees is frozen by it."""
+        seconds = self.world.epoch_seconds
+        if self.world.liars:
+            await trio.sleep(seconds - (time.time() - self.world.begun) % seconds)
+        else:
+            await trio.sleep(self.chance.expovariate(1 / seconds))
+
     async def _end_epoch(self, book: Bookkeeper) -> None:
         say("epoch", by=self.process, epoch=await book.epochs.end())
+
+    # --- proofs ---
+
+    async def _gossip(self, book: Bookkeeper) -> None:
+        """What it finds goes to all other witnesses; now and then it asks one for what it has."""
+        others = [name for name in self.world.witnesses if name != self.process]
+        while others:
+            for message in book.evidence.to_tell():
+                for name in others:
+                    await self._or_refused(self._send_gossip(name, message))
+            await self._or_refused(self._fetch_evidence(book, self.chance.choice(others)))
+            await trio.sleep(GOSSIP_SECONDS)
+
+    async def _send_gossip(self, name: str, message: bytes) -> None:
+        async with connect(self.world.socket(name)) as line:
+            await line.ask({"gossip": message.hex()})
+
+    async def _hear_gossip(self, book: Bookkeeper, message: bytes) -> None:
+        if book.evidence.judge(message) is Verdict.ACCEPT:
+            await book.evidence.take_all(decode_as(Evidence, message))
+
+    async def _fetch_evidence(self, book: Bookkeeper, name: str) -> None:
+        try:
+            answer = await self._peers[self.process].ask(signer(name).node, FetchEvidence(0, 64), Evidence)
+        except PeerUnreachable:
+            return
+        if isinstance(answer, Evidence):
+            await book.evidence.take_all(answer)
+        say("proofs", by=self.process, known=[f"{proof['epoch']} {proof['who']}" for proof in book.evidence.listed()])
+
+    # --- the issuer ---
 
     async def _grant(self, book: Bookkeeper, payer: NodeId) -> None:
         say("granted", order=await book.grant(payer, GRANT))
@@ -147,6 +205,7 @@ class Process:
         while True:
             for name, book in self.books.items():
                 await self._or_refused(self._deliver(name, book))
+                await self._or_refused(book.sync())
             await trio.sleep(0.1)
 
     async def _ask_on(self, name: str, book: Bookkeeper) -> None:
@@ -202,7 +261,7 @@ class Process:
         try:
             await serve(line, book, payer, greeting)
         except Refused as refusal:
-            say("refused", code=refusal.code.name, message=refusal.message)
+            say("not served", code=refusal.code.name, message=refusal.message)
             await line.send({"refused": refusal.message})
 
     async def _query(self, line: Line, book: Bookkeeper, payer: NodeId, greeting: Json) -> None:
@@ -249,8 +308,20 @@ _ROLES: dict[str, Callable[[Process], Awaitable[None]]] = {
 }
 
 
+def vote_carelessly() -> None:
+    """Wrong: votes for every order that it is asked for. The tests must find it."""
+
+    def decide(federation: Federation, view: View, checked: CheckedOrder, moment: Moment, signer: Signer) -> Lock:
+        vote = signer.sign(federation.id, vote_body(checked))
+        return Lock(checked.hash, vote, checked.signature, view.epoch, checked.body)
+
+    witness.decide = decide  # type: ignore[attr-defined]  # imported there
+
+
 async def _main(folder: Path, process: str) -> None:
     hasten()
+    if SmallWorld.open(folder).careless and process == "witness-0":
+        vote_carelessly()
     async with trio.open_nursery() as nursery:
         await Process(SmallWorld.open(folder), process, nursery).run()
 

@@ -62,6 +62,8 @@ class Claims:
     """All that was acknowledged in one world."""
 
     quorum: int
+    liars: int = 0  # with some there are attackers, too
+    proofs: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))  # as each witness knew of them
     voted: dict[tuple[str, bytes], tuple[RequestVote, bytes]] = field(default_factory=dict)  # (witness, order)
     stored: defaultdict[tuple[bytes, int], set[str]] = field(default_factory=lambda: defaultdict(set))  # order, epoch
     certified: set[bytes] = field(default_factory=set)  # final orders, as their owners or payees were told
@@ -167,6 +169,17 @@ def _refused(claims: Claims, said: Json) -> None:
         claims.problem(f"an honest node was refused: {said['code']}: {said['message']}")
 
 
+def _not_served(claims: Claims, said: Json) -> None:
+    if claims.liars:  # an attacker is told what he did
+        claims.refusals[f"not served: {said['code']}"] += 1
+    else:
+        _refused(claims, said)
+
+
+def _proofs(claims: Claims, said: Json) -> None:
+    claims.proofs[said["by"]].update(said["known"])
+
+
 def _nothing(claims: Claims, said: Json) -> None:
     """A line that claims nothing."""
 
@@ -185,6 +198,8 @@ _HEARERS: dict[str, Callable[[Claims, Json], None]] = {
     "heard": _taken,
     "closed": _closed,
     "refused": _refused,
+    "not served": _not_served,
+    "proofs": _proofs,
 }
 
 
@@ -218,8 +233,8 @@ class Reopened:
 
     @property
     def witnesses(self) -> list[Bookkeeper]:
-        """In the order of genesis."""
-        return [self.books[name] for name in self.world.witnesses]
+        """The honest ones, in the order of genesis."""
+        return [self.books[name] for name in self.world.honest]
 
     def view(self, name: str) -> View:
         """A replica."""
@@ -236,7 +251,7 @@ class Reopened:
 
     def witnesses_with(self, order: bytes) -> list[str]:
         """Who has an order in its log."""
-        return [name for name in self.world.witnesses if self.view(name).record(order) is not None]
+        return [name for name in self.world.honest if self.view(name).record(order) is not None]
 
     async def end_epoch(self) -> None:
         """All agree, one proposes. Raises `Refused`."""
@@ -275,10 +290,10 @@ async def look(world: SmallWorld, claims: Claims, chance: random.Random, last: b
     try:
         with tempfile.TemporaryDirectory() as folder:  # a rival is a proof against its owner, who must go on
             copy = replace(world, folder=Path(folder))
-            for name in world.witnesses:
+            for name in world.honest:
                 if world.home(name).exists():
                     shutil.copytree(world.home(name), copy.home(name))
-            async with reopened(copy, world.witnesses) as found:
+            async with reopened(copy, world.honest) as found:
                 await _check_votes(found, claims, chance)
         async with reopened(world) as found:
             await _check_audits(found, claims)
@@ -289,6 +304,8 @@ async def look(world: SmallWorld, claims: Claims, chance: random.Random, last: b
             await _check_business(found, claims, chance)
             if last or chance.random() < AGREE_CHANCE:
                 await _check_agreement(found, claims)
+            if last and claims.liars:
+                await _check_paid(found, claims)
             claims.logs = {name: found.log(name) for name in world.names}
     except* (StoreError, LedgerDamaged) as errors:
         for error in errors.exceptions:
@@ -310,7 +327,7 @@ def _check_logs(found: Reopened, claims: Claims) -> None:
             claims.problem(f"{name}'s log of {len(log)} does not continue the one of {len(before)} seen before")
         if found.world.federation.single and log != logs[found.world.witnesses[0]][: len(log)]:
             claims.problem(f"{name}'s log of {len(log)} is no beginning of the witness's")
-    for name in found.world.witnesses:
+    for name in found.world.honest:
         if found.view(name).epoch < claims.epochs[name]:
             claims.problem(
                 f"{name} said that it was in epoch {claims.epochs[name]}, and is in {found.view(name).epoch}"
@@ -320,9 +337,10 @@ def _check_logs(found: Reopened, claims: Claims) -> None:
 
 
 def _check_orders(found: Reopened, claims: Claims) -> None:
+    least = claims.quorum - claims.liars  # honest witnesses that have what a quorum stored
     for order in claims.final():
         having = found.witnesses_with(order)
-        if len(having) < claims.quorum:
+        if len(having) < least:
             claims.problem(f"certificate {order.hex()[:12]} is lost: it was final, and {len(having)} witnesses have it")
     for (order, epoch), by in claims.stored.items():
         for name in by - set(found.witnesses_with(order)):
@@ -333,8 +351,8 @@ def _check_orders(found: Reopened, claims: Claims) -> None:
             if not found.witnesses_with(order):
                 claims.problem(f"order voted for {order.hex()[:12]} is lost")
     for channel in claims.closed:
-        states = [found.channel(name, channel) for name in found.world.witnesses]
-        if sum(state is not None and state.status is ChannelStatus.CLOSED for state in states) < claims.quorum:
+        states = [found.channel(name, channel) for name in found.world.honest]
+        if sum(state is not None and state.status is ChannelStatus.CLOSED for state in states) < least:
             claims.problem(f"the close of {channel.hex()[:12]} is lost")
 
 
@@ -364,6 +382,18 @@ async def _check_agreement(found: Reopened, claims: Claims) -> None:
     claims.heard["agreed"] += 1
 
 
+async def _check_paid(found: Reopened, claims: Claims) -> None:
+    """Every voucher that an honest worker took is settled, whoever signed it."""
+    for name in WORKERS:
+        await found.books[name].close_idle(0)
+    for name in found.world.honest:
+        await found.books[name].sync()
+        for channel, amount in claims.taken.items():
+            state = found.channel(name, channel)
+            if state is None or state.status is not ChannelStatus.CLOSED or state.paid < amount:
+                claims.problem(f"a worker took {amount} on {channel.hex()[:12]} and is not paid: {state}")
+
+
 def _state(store: Store) -> tuple[tuple[bytes, bytes], ...]:
     """Accounts and open channels."""
     view = View(store)
@@ -378,6 +408,8 @@ def _check_vouchers(found: Reopened, claims: Claims, now_ms: int) -> None:
     channels = {data[1:]: Channel.decode(value) for data, value in found.stores[first].iterate(b"c")}
     for channel, state in channels.items():
         id_ = ChannelId(channel)
+        if state.payer not in names or state.payee not in names:
+            continue  # an attacker's
         signed = last_voucher(found.stores[names[state.payer]], id_).cumulative
         taken = last_voucher(found.stores[names[state.payee]], id_).cumulative
         short = channel.hex()[:12]
@@ -439,16 +471,17 @@ def _over(found: Reopened, by: str, request: RequestVote) -> bool:
 
 
 def rival_of(found: Reopened, by: str, request: RequestVote) -> RequestVote | None:
-    """Another order with the same number, well signed by the same owner; None if there is none."""
+    """Another order with the same number, well signed by the same owner; None if there is none, or the owner is an
+    attacker."""
     order = decode(request.body)
     owners = {key.node: key for key in found.world.signers.values()}
     sign = partial(_signed_request, found.world.federation)
-    if isinstance(order, Hold):
+    if isinstance(order, Hold) and order.payer in owners:
         return sign(owners[order.payer], replace(order, expiry_ms=order.expiry_ms - 1))
     if isinstance(order, Grant):
         return sign(owners[order.issuer], replace(order, amount=order.amount + 1))
     state = found.channel(by, order.channel) if isinstance(order, Close) else None
-    if state is None or not isinstance(order, Close):
+    if state is None or not isinstance(order, Close) or not {state.payer, state.payee} <= owners.keys():
         return None
     lower = replace(open_voucher(order.voucher), cumulative=0, units_in=0, units_out=0)
     pay = sign(owners[state.payer], lower)

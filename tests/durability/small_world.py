@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from node.acknowledged import Acknowledged
 from node.bookkeeper import Bookkeeper, Settings
@@ -44,13 +45,22 @@ class SmallWorld:
     store: str  # a key of `STORES`
     seed: int
     count: int = 1  # witnesses
+    liars: int = 0  # the last of them are Byzantine
+    epoch_seconds: float = 1.2  # between two moments at which a witness's operator agrees to an epoch's end, on average
+    careless: bool = False  # wrong: the first witness votes for whatever it is asked for
 
     @classmethod
-    def create(cls, folder: Path, speed: int, store: str, seed: int, count: int = 1) -> SmallWorld:
+    def create(cls, folder: Path, speed: int, store: str, seed: int, count: int = 1, **more: Any) -> SmallWorld:
         """A new one in an empty folder."""
         folder.mkdir(parents=True)
-        world = cls(folder, time.time(), speed, store, seed, count)
-        facts = {"begun": world.begun, "speed": speed, "store": store, "seed": seed, "count": count}
+        facts: dict[str, Any] = {
+            "begun": time.time(),
+            "speed": speed,
+            "store": store,
+            "seed": seed,
+            "count": count,
+        } | more
+        world = cls(folder, **facts)
         (folder / "world.json").write_text(json.dumps(facts))
         return world
 
@@ -65,9 +75,14 @@ class SmallWorld:
         return tuple(f"witness-{index}" for index in range(self.count))
 
     @property
+    def honest(self) -> tuple[str, ...]:
+        """The witnesses that are not Byzantine."""
+        return self.witnesses[: self.count - self.liars]
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """All bookkeepers."""
-        return (*self.witnesses, *PAYERS, *WORKERS)
+        """All honest bookkeepers."""
+        return (*self.honest, *PAYERS, *WORKERS)
 
     @property
     def processes(self) -> dict[str, tuple[str, ...]]:
@@ -83,7 +98,7 @@ class SmallWorld:
     @cached_property
     def signers(self) -> dict[str, Signer]:
         """All keys."""
-        return {name: signer(name) for name in (*self.names, ISSUER)}
+        return {name: signer(name) for name in (*self.witnesses, *self.names, ISSUER)}
 
     def now_ms(self) -> int:
         """The world's time."""

@@ -17,6 +17,7 @@ import trio
 
 from node.ledger_peers import Answer, LedgerPeers, PeerUnreachable
 from protocol.codec import decode, encode
+from protocol.errors import ProtocolError
 from protocol.ids import NodeId
 from protocol.messages import Message, Rejected
 
@@ -115,8 +116,8 @@ class RemotePeers(LedgerPeers):
         try:
             async with connect(self._sockets[node]) as line:
                 answer = decode(bytes.fromhex((await line.ask(question))["message"]), MAX_LINE)
-        except LineBroken as broken:
-            raise PeerUnreachable(str(broken)) from None
+        except (LineBroken, ProtocolError, ValueError, KeyError, TypeError) as broken:
+            raise PeerUnreachable(f"it answers nothing that could be read: {broken}") from None
         if not isinstance(answer, expected | Rejected):
             raise PeerUnreachable(f"answered {type(answer).__name__}")
         return answer
