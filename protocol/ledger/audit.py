@@ -174,7 +174,8 @@ def _closed_epoch(
     if made != (checkpoint.count, checkpoint.orders, checkpoint.state):
         report.problem(f"epoch {epoch} does not end in the state of its checkpoint")
         return None
-    return draft
+    state.update(draft.puts)  # one draft, however many epochs there were
+    return state
 
 
 def _open_epoch(federation: Federation, stored: Iterable, state: Draft, check: Verify, report: _Findings) -> bool:
