@@ -88,7 +88,7 @@ class Account:
     @property
     def known(self) -> bool:
         """True once credits or an order touched it."""
-        return self.balance != 0 or self.next_sequence > 0 or self.earned > 0
+        return self.balance != 0 or self.next_sequence > 0
 
     def key_at(self, account: bytes, sequence: int) -> NodeId:
         """The key that signs the order with that number, as far as is known here."""

@@ -14,6 +14,7 @@ from protocol.ledger.checkpoints import (
     adopt,
     begin_from,
     epoch_orders,
+    epoch_range,
     is_decision,
     leaves,
     orders_between,
@@ -21,10 +22,25 @@ from protocol.ledger.checkpoints import (
     record_id,
 )
 from protocol.ledger.orders import MissingPredecessor
-from protocol.ledger.state import LOG_LENGTH, Base, log_key, u64
+from protocol.ledger.pruning import prune
+from protocol.ledger.state import (
+    LOG_LENGTH,
+    Account,
+    Base,
+    Draft,
+    account_key,
+    base_key,
+    certificate_key,
+    log_key,
+    order_key,
+    u64,
+)
 from protocol.messages import Certificate
-from tests.protocol.ledger_world import ALICE, BOB, CAROL, HOUR, ISSUER
+from protocol.params import MAX_ROTATIONS
+from tests.protocol.ledger_world import ALICE, BOB, CAROL, HOUR, ISSUER, Mapping, Order, signer
 from tests.protocol.vector_world import FOUR, Ledger, four_witnesses
+
+DAVE = signer("dave")
 
 
 def refusal(caught: pytest.ExceptionInfo[Refused]) -> tuple[type[Refused], ErrorCode]:
@@ -157,3 +173,109 @@ def test_who_begins_from_a_checkpoint_has_its_state_to_begin_from_again() -> Non
     new.apply(ledger.certificate(ledger.grant(CAROL.node, 5)))
     report = new.audit(signatures=True)
     assert report.verified and (report.since_epoch, report.certificates) == (1, 1), report.problems
+
+
+def test_where_the_orders_of_an_ended_epoch_lie() -> None:
+    ledger, _ = four_witnesses()
+    ledger.end_epoch()
+    first = ledger.log[2]
+    ledger.give(ledger.grant(CAROL.node, 1))
+    ledger.end_epoch(ledger.now + 1)
+    assert [epoch_range(ledger.view, epoch) for epoch in range(4)] == [(0, 2), (3, 4), None, None]
+    new = Ledger.of_four()
+    new.state.write(begin_from(new.state, ledger.log[4], leaves(Base(ledger.state, 2)), 4))
+    assert [epoch_range(new.view, epoch) for epoch in range(3)] == [None, None, None]
+    ledger.state.write({certificate_key(record_id(first)): None})  # damaged
+    assert [epoch_range(ledger.view, epoch) for epoch in range(2)] == [None, None]
+
+
+def test_pruning_leaves_nothing_of_what_is_forgotten() -> None:
+    ledger, _ = four_witnesses()
+    ledger.vote(ledger.grant(CAROL.node, 1))  # its lock stays: the order is in no epoch that has ended
+    ledger.end_epoch()
+    ledger.give(ledger.grant(CAROL.node, 2))
+    for puts in prune(ledger.state, 1):
+        ledger.state.write(puts)
+    view = ledger.view
+    assert [key for key, _ in ledger.state.iterate(b"n")] == [log_key(3)] and view.log_first == 3
+    assert [key for key, _ in ledger.state.iterate(b"b")] == [order_key(ISSUER.node, 1)]
+    assert view.lock(ISSUER.node, 0) is None and view.lock(ALICE.node, 0) is None
+    assert view.lock(ISSUER.node, 1) is not None
+
+
+# --- keys and sub-accounts are bounded ---
+
+
+@pytest.mark.parametrize(("balance", "sequence", "in_use"), [(0, 0, False), (1, 0, True), (0, 1, True)])
+def test_an_account_is_in_use_by_credits_or_by_an_order(balance: int, sequence: int, in_use: bool) -> None:
+    assert Account(balance, sequence, bytes(32)).known is in_use
+    ledger, _ = four_witnesses()
+    head = ledger.view.account(CAROL.node).head
+    ledger.state.write({account_key(CAROL.node): Account(balance, sequence, head).encode()})
+    for order in (ledger.rotate(CAROL, DAVE), ledger.recovery(CAROL, DAVE.node)):
+        assert voted(ledger.copy(), order) is in_use
+
+
+HALF = MAX_ROTATIONS // 2
+
+
+@pytest.mark.parametrize(
+    ("rotations", "recoveries", "by_recovery", "may_rotate", "may_recover"),
+    [
+        (HALF - 1, 0, False, True, True),
+        (HALF, 0, False, False, True),
+        (HALF, 1, True, True, True),
+        (MAX_ROTATIONS - 1, 1, True, True, True),
+        (MAX_ROTATIONS, 1, True, False, True),
+        (0, MAX_ROTATIONS - 1, True, True, True),
+        (0, MAX_ROTATIONS, True, True, False),
+        (HALF, MAX_ROTATIONS, True, True, False),
+        (HALF - 1, 1, False, True, None),
+        (HALF, 1, False, False, None),
+    ],
+)
+def test_how_many_keys_an_account_gets(
+    rotations: int, recoveries: int, by_recovery: bool, may_rotate: bool, may_recover: bool | None
+) -> None:
+    """The key in force has half of the rotations; all keys in this account are Alice's, the recovery keys Dave's."""
+    ledger, _ = four_witnesses()
+    known = ledger.view.account(ALICE.node)
+    account = replace(known, rotations=((0, ALICE.node),) * rotations, recoveries=((0, DAVE.node),) * recoveries)
+    ledger.state.write({account_key(ALICE.node): account.encode()})
+    by = DAVE if by_recovery else ALICE
+    assert voted(ledger.copy(), ledger.rotate(ALICE, CAROL, by=by)) is may_rotate
+    if may_recover is not None:
+        assert voted(ledger.copy(), ledger.recovery(ALICE, CAROL.node, by=by)) is may_recover
+
+
+def voted(ledger: Ledger, order: Order) -> bool:
+    """False if a witness finds the order to be good but no longer allowed."""
+    try:
+        ledger.vote(order)
+    except Refused as refusal:
+        assert refusal.code is ErrorCode.INVALID_REQUEST
+        return False
+    return True
+
+
+# --- mappings over mappings ---
+
+
+def test_a_draft_is_walked_like_what_it_will_be() -> None:
+    stored = Mapping()
+    stored.write({b"a1": b"1", b"a3": b"3", b"a5": b"5", b"b1": b"x", b"s" + u64(7) + b"a2": b"2"})
+    draft = Draft(stored)
+    draft.update({b"a2": b"2", b"a3": None, b"a4": b"4", b"a5": b"five", b"b2": b"y"})
+    assert list(draft.iterate(b"a")) == [(b"a1", b"1"), (b"a2", b"2"), (b"a4", b"4"), (b"a5", b"five")]
+    assert list(draft.iterate(b"a", b"a2")) == [(b"a2", b"2"), (b"a4", b"4"), (b"a5", b"five")]
+    assert list(draft.iterate(b"a", b"a21")) == [(b"a4", b"4"), (b"a5", b"five")]
+    assert [draft.get(key) for key in (b"a1", b"a3", b"a5", b"a6")] == [b"1", None, b"five", None]
+
+
+def test_the_beginning_of_an_epoch_is_walked_under_its_own_keys() -> None:
+    stored = Mapping()
+    stored.write({base_key(epoch, key): key for epoch in (6, 7, 8) for key in (b"a1", b"a2", b"c1")})
+    base = Base(stored, 7)
+    assert list(base.iterate()) == [(b"a1", b"a1"), (b"a2", b"a2"), (b"c1", b"c1")]
+    assert list(base.iterate(b"a")) == [(b"a1", b"a1"), (b"a2", b"a2")]
+    assert list(base.iterate(b"a", b"a2")) == [(b"a2", b"a2")]
