@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import trio
@@ -51,6 +51,7 @@ AMOUNT = GRANT * 4 // 5  # of a hold: one fits, two do not
 PRICES, TRANSCRIPT = (1_000, 3_000), b"t" * 32  # as the workers want it
 UNITS = 1_000  # tokens that an attacker lets a worker serve: 4,000 µcredits
 CALM_SECONDS = 0.3  # between two tries of something that the federation is too busy for
+PATIENCE_SECONDS = 1.0
 TRIES = 40
 OLD_KEPT = 50
 
@@ -130,10 +131,13 @@ class Old:
 class Attacker:
     """One who tries one thing after the other."""
 
-    def __init__(self, world: SmallWorld, judge: Judge, number: int, chance: random.Random) -> None:
+    def __init__(
+        self, world: SmallWorld, judge: Judge, number: int, chance: random.Random, kinds: Sequence[str]
+    ) -> None:
         self.world = world
         self.judge = judge
         self.chance = chance
+        self.kinds = kinds
         self.number = number
         self.name = f"attacker {number}"
         sockets = {signer(name).node: world.socket(name) for name in world.witnesses}
@@ -145,8 +149,8 @@ class Attacker:
     async def attack(self, left: Callable[[], bool]) -> None:
         """Attempt after attempt, while there are any left."""
         while left():
-            kind = self.chance.choice(list(_KINDS))
-            if await _KINDS[kind](self):
+            kind = self.chance.choice(self.kinds)
+            if await KINDS[kind](self):
                 self.judge.attempts[kind] += 1
 
     # --- what everybody can do ---
@@ -211,9 +215,7 @@ class Attacker:
             if vote is not None:
                 found[index] = vote
 
-        async with trio.open_nursery() as nursery:
-            for index in indexes:
-                nursery.start_soon(ask, index)
+        await self._at_once(ask, indexes)
         return found
 
     async def certificate(self, request: RequestVote, votes: Votes | None = None) -> bytes | None:
@@ -240,10 +242,15 @@ class Attacker:
             if isinstance(answer, Stored) and index < self.judge.honest:
                 stored.append(index)
 
-        async with trio.open_nursery() as nursery:
-            for index in indexes:
-                nursery.start_soon(ask, index)
+        await self._at_once(ask, indexes)
         return stored
+
+    async def _at_once(self, ask: Callable[[int], Awaitable[None]], indexes: Iterable[int]) -> None:
+        """Ask witnesses; nobody waits long for a silent one."""
+        with trio.move_on_after(PATIENCE_SECONDS):
+            async with trio.open_nursery() as nursery:
+                for index in indexes:
+                    nursery.start_soon(ask, index)
 
     async def spend(self, payer: Signer, request: RequestVote) -> bool:
         """Have the hold's worker serve, and give it a voucher. True if it took that."""
@@ -439,7 +446,7 @@ class Attacker:
         return True
 
 
-_KINDS: dict[str, Callable[[Attacker], Awaitable[bool]]] = {
+KINDS: dict[str, Callable[[Attacker], Awaitable[bool]]] = {
     "split": Attacker.split,
     "race": Attacker.race,
     "replay": Attacker.replay,

@@ -19,7 +19,7 @@ from node import epoch_change, witness
 from node.bookkeeper import Bookkeeper, ChannelLease
 from node.ledger_peers import PeerUnreachable
 from protocol.codec import decode, decode_as, encode
-from protocol.errors import Refused
+from protocol.errors import ErrorCode, Refused
 from protocol.gossip import Verdict
 from protocol.ids import ChannelId, NodeId
 from protocol.ledger.checkpoints import is_decision
@@ -309,13 +309,20 @@ _ROLES: dict[str, Callable[[Process], Awaitable[None]]] = {
 
 
 def vote_carelessly() -> None:
-    """Wrong: votes for every order that it is asked for. The tests must find it."""
+    """Wrong: votes again for another order with a number. The tests must find it."""
+    careful = witness.decide  # type: ignore[attr-defined]  # imported there
 
     def decide(federation: Federation, view: View, checked: CheckedOrder, moment: Moment, signer: Signer) -> Lock:
-        vote = signer.sign(federation.id, vote_body(checked))
-        return Lock(checked.hash, vote, checked.signature, view.epoch, checked.body)
+        try:
+            lock: Lock = careful(federation, view, checked, moment, signer)
+        except Refused as refusal:
+            if refusal.code is not ErrorCode.EQUIVOCATION:
+                raise
+            vote = signer.sign(federation.id, vote_body(checked))
+            return Lock(checked.hash, vote, checked.signature, view.epoch, checked.body)
+        return lock
 
-    witness.decide = decide  # type: ignore[attr-defined]  # imported there
+    witness.decide = decide  # type: ignore[attr-defined]
 
 
 async def _main(folder: Path, process: str) -> None:

@@ -47,7 +47,7 @@ class SmallWorld:
     count: int = 1  # witnesses
     liars: int = 0  # the last of them are Byzantine
     epoch_seconds: float = 1.2  # between two moments at which a witness's operator agrees to an epoch's end, on average
-    careless: bool = False  # wrong: the first witness votes for whatever it is asked for
+    careless: bool = False  # wrong: the first witness votes twice for one number
 
     @classmethod
     def create(cls, folder: Path, speed: int, store: str, seed: int, count: int = 1, **more: Any) -> SmallWorld:
