@@ -3,7 +3,7 @@
 Rule: each process runs under a recorder of all that it does to its files. After its SIGKILL its folder is made what a
 power loss at that moment may have left (see `disk_model`), then the same look as after a kill must find every claim.
 
-    python tests/durability/power_loss.py --losses 200 --seed 1
+    python tests/durability/power_loss.py --losses 200 --witnesses 4 --seed 1
 """
 
 from __future__ import annotations
@@ -96,17 +96,20 @@ class PowerCut(Killer):
         self.losses.unsynced_bytes += disk.unsynced_bytes
 
 
-def lose(root: Path, moments: int, seed: int, store: str = "real", journal: bool | None = None) -> tuple[Tally, Losses]:
+def lose(
+    root: Path, moments: int, seed: int, store: str = "real", journal: bool | None = None, witnesses: int = 1
+) -> tuple[Tally, Losses]:
     """At least `moments` moments of power loss. Raises `NoRecorder`."""
     root.mkdir(parents=True, exist_ok=True)
     losses = Losses(build_recorder(root), journal)
-    return run(root, moments, seed, store, partial(PowerCut, losses)), losses
+    return run(root, moments, seed, store, partial(PowerCut, losses), witnesses), losses
 
 
 def main() -> int:
     """Run and print the summary; 1 if anything was not as it must be."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--losses", type=int, default=200)
+    parser.add_argument("--witnesses", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--store", choices=sorted(STORES), default="real", help="others are wrong and must be found")
     parser.add_argument(
@@ -116,7 +119,8 @@ def main() -> int:
     options = parser.parse_args()
     journal = None if options.names is None else options.names == "any"
     with tempfile.TemporaryDirectory(prefix="mtor-") as folder:
-        tally, losses = lose(options.keep or Path(folder), options.losses, options.seed, options.store, journal)
+        where = options.keep or Path(folder)
+        tally, losses = lose(where, options.losses, options.seed, options.store, journal, options.witnesses)
     print(json.dumps(tally.as_json() | {"left": dict(losses.kinds), "unsynced_bytes": losses.unsynced_bytes}, indent=1))
     return 1 if tally.problems or tally.underpaid else 0
 
