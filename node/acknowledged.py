@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from node.leveldb_log import another_begins, batches_end, is_whole
+from node.private_files import sync_folder
 
 NOTE_FILE = "ACKNOWLEDGED"
 
@@ -122,17 +123,6 @@ class Acknowledged:
             return self._log(number).stat().st_size
         except FileNotFoundError:
             return 0
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable. Raises `OSError`. Windows has no such call (NTFS keeps a journal)."""
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read(data: bytes, place: int) -> _Note | None:

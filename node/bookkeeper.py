@@ -41,7 +41,7 @@ from node.quorum import Quorum
 from node.replica import Replica
 from node.signature_memo import SignatureMemo
 from node.signature_pool import verify_on_all_cores
-from node.store import Snapshot, Store, StoreDamaged
+from node.store import Snapshot, Store, StoreDamaged, StoreFailed
 from node.wallet import Wallet
 from node.witness import Witness
 from node.witness_memory import MemoryDamaged, WitnessMemory
@@ -198,7 +198,13 @@ class Bookkeeper:
     def _note_epoch(self) -> None:
         """Before anything is signed in the epoch in force."""
         if self._memory is not None and self.is_witness:
-            self._memory.note(View(self._store).epoch)
+            try:
+                self._memory.note(View(self._store).epoch)
+            except OSError as error:
+                raise StoreFailed(
+                    f"this witness cannot note the epoch that it signs in ({error}), so it stops. Make room on the "
+                    "disk, then start the node again"
+                ) from None
 
     def _note_channels(self) -> None:
         keys = (channel_key(key[1:]) for key, _ in self._store.iterate(b"o"))
@@ -251,7 +257,8 @@ class Bookkeeper:
     async def run(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Check the ledger, then keep it until cancelled, then close the store.
 
-        Raises `LedgerDamaged` before anything is signed.
+        Raises `LedgerDamaged` before anything is signed, `StoreFailed` if the disk takes nothing at the start, or takes
+        no note of what a witness signs.
         """
         async with self.opened() as nursery:
             self._background = nursery
@@ -265,13 +272,13 @@ class Bookkeeper:
     async def opened(self) -> AsyncIterator[trio.Nursery]:
         """The ledger checked and writable, without housekeeping: enough for what needs no peers. Closes the store.
 
-        Raises `LedgerDamaged` before anything is signed.
+        Raises `LedgerDamaged` or `StoreFailed` before anything is signed.
         """
         try:
             await self._check_before_signing()
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._writer.run)
-                await self._writer.commit(self._begin)
+                await self._write_beginning()
                 self._note_epoch()
                 yield nursery
                 nursery.cancel_scope.cancel()
@@ -312,6 +319,12 @@ class Bookkeeper:
             raise LedgerDamaged(_damage(self.is_witness, "; ".join(report.problems[:3])))
         if self._store.damaged and self.is_witness:
             raise LedgerDamaged(_damage(True, f"records may be lost: {self._store.damaged}"))
+
+    async def _write_beginning(self) -> None:
+        try:
+            await self._writer.commit(self._begin)
+        except Refused as refusal:
+            raise StoreFailed(refusal.message) from None
 
     def _begin(self, draft: Draft) -> None:
         draft.update({SCHEMA_KEY: SCHEMA, _GENESIS_KEY: self.federation})

@@ -44,9 +44,15 @@ def config_file(data: Path, wanted: Path | None = None) -> Path:
 
 @contextmanager
 def exclusive(data: Path) -> Iterator[None]:
-    """Have the data folder for this process. Raises `DataFolderError` if another process has it."""
-    path = data / LOCK_FILE
-    with path.open("a+") as file:
+    """Have the data folder for this process. Raises `DataFolderError` if another process has it, or if it cannot be
+    written."""
+    try:
+        opened = (data / LOCK_FILE).open("a+")
+    except OSError as error:
+        raise DataFolderError(
+            f"{data} cannot be written: {error.strerror}; make it writable, or choose another with --data"
+        ) from None
+    with opened as file:
         if not _lock(file.fileno()):
             file.seek(0)
             holder = file.read().strip() or "unknown"

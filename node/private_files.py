@@ -1,6 +1,7 @@
 """Files that only their owner may read.
 
-Rule: private from the first byte on, and replaced whole: a crash leaves the file as it was or as it is to be.
+Rule: private from the first byte on, and replaced whole: a crash or a power loss leaves the file as it was or as it is
+to be, and as it is to be once the call has returned.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from pathlib import Path
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace a file, synced, by one of mode 0600. Raises `OSError`."""
+    """Replace a file by one of mode 0600; it is on the disk, with its name, when this returns. Raises `OSError`."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.unlink(missing_ok=True)
@@ -20,3 +21,15 @@ def write_private(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable. Raises `OSError`. Windows has no such call (NTFS keeps a journal)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -15,13 +15,15 @@ from typing import Any, Protocol
 
 import plyvel
 
-from node.acknowledged import Acknowledged, sync_folder
+from node.acknowledged import Acknowledged
+from node.private_files import sync_folder
 
 WRITE_BUFFER_BYTES = 4 * 1024 * 1024
 DAMAGED_FILE = "DAMAGED"
 
 _WRITES = b""  # the number of the last write, under the one key that no walk begins at
 _FIRST_KEY = b"\0"
+_NOT_LOCKED = "io error: lock "  # LevelDB's words; a lock file that may not be opened is another thing
 
 
 class StoreError(Exception):
@@ -132,7 +134,7 @@ class LevelStore(LevelSnapshot):
         except (plyvel.Error, OSError) as error:
             # LevelDB may have left half a record behind; what it would append after that could be lost.
             self._failed = (
-                f"the ledger in {self._folder} cannot be written ({error}); nothing acknowledged is lost. "
+                f"the ledger in {self._folder} cannot be written ({_said(error)}); nothing acknowledged is lost. "
                 "Make room on the disk, then start the node again"
             )
             raise StoreFailed(self._failed) from None
@@ -229,11 +231,11 @@ class LevelStore(LevelSnapshot):
                 write_buffer_size=self._write_buffer_bytes,
             )
         except plyvel.IOError as error:
-            if "lock" in str(error).lower():
+            if _said(error).lower().startswith(_NOT_LOCKED):
                 raise StoreLocked(
                     f"another process has the ledger in {self._folder}; stop that node, or give this one another folder"
                 ) from None
-            raise StoreError(f"the ledger in {self._folder} cannot be opened: {error}") from None
+            raise StoreError(f"the ledger in {self._folder} cannot be opened: {_said(error)}") from None
 
     def _unopenable(self, problem: str) -> StoreDamaged:
         return StoreDamaged(
@@ -242,10 +244,10 @@ class LevelStore(LevelSnapshot):
         )
 
 
-def _said(error: plyvel.CorruptionError) -> str:
-    """LevelDB's words."""
+def _said(error: Exception) -> str:
+    """LevelDB's words, which come as bytes, or the system's."""
     words = error.args[0] if error.args else b""
-    return words.decode(errors="replace") if isinstance(words, bytes) else str(words)
+    return words.decode(errors="replace") if isinstance(words, bytes) else str(error)
 
 
 def _read_text(path: Path) -> str:

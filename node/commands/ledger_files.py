@@ -23,6 +23,7 @@ from node.commands.screen import print_json, printable, progress_shown
 from node.ledger_export import FIRST_LINE, ExportError, ExportFile, open_export
 from node.ledger_proving import proven_json
 from node.nurseries import one_error
+from node.private_files import sync_folder
 from protocol.errors import ErrorCode, Refused
 from protocol.ids import FederationId
 from protocol.ledger.proofs import check_proof
@@ -230,14 +231,8 @@ def written(path: Path, force: bool) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}") from None
     finally:
         fresh.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    from node.acknowledged import sync_folder
-
-    sync_folder(folder)

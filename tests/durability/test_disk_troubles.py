@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import pytest
 import trio
 
 from node.bookkeeper import Bookkeeper
+from node.memory_store import MemoryStore
 from node.nurseries import one_error
 from node.store import LevelStore, StoreFailed, StoreLocked
 from node.witness_memory import WitnessMemory
@@ -215,3 +216,17 @@ async def test_a_second_witness_on_the_same_folder(tmp_path: Path) -> None:
         ended = await trio.run_process(command, cwd=ROOT, check=False, capture_stderr=True)
         assert b"StoreLocked: another process has the ledger" in ended.stderr and b"stop that node" in ended.stderr
         await world.first.grant(ALICE.node, 1_000)  # the first one is not disturbed
+
+
+class FullStore(MemoryStore):
+    """It can be read."""
+
+    def write(self, batch: Mapping[bytes, bytes | None], *, sync: bool = True) -> None:
+        """No."""
+        raise StoreFailed("the disk is full. Make room on the disk")
+
+
+async def test_a_disk_that_is_full_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(StoreFailed, match="Make room"), one_error():
+        async with world_of(1) as world:
+            await world.start(world.witnesses[0], FullStore())
