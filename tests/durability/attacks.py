@@ -24,6 +24,8 @@ from protocol.ledger.state import first_head
 from protocol.messages import (
     Certificate,
     Close,
+    DoubleVote,
+    Evidence,
     FetchStanding,
     Grant,
     Hold,
@@ -64,9 +66,12 @@ class Judge:
 
     federation: Federation
     honest: int  # witnesses with a lower index
-    votes: defaultdict[tuple[int, bytes, int, int], set[bytes]] = field(default_factory=lambda: defaultdict(set))
+    votes: defaultdict[tuple[int, bytes, int, int], dict[bytes, bytes]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
     certified: defaultdict[tuple[bytes, int, int], set[bytes]] = field(default_factory=lambda: defaultdict(set))
     served: defaultdict[tuple[bytes, int, int], set[bytes]] = field(default_factory=lambda: defaultdict(set))
+    double_votes: list[bytes] = field(default_factory=list)  # proofs against witnesses, for whoever wants them
     attempts: Counter[str] = field(default_factory=Counter)
     given: Counter[str] = field(default_factory=Counter)
     successes: list[str] = field(default_factory=list)
@@ -85,9 +90,12 @@ class Judge:
             return None
         self.given["votes"] += 1
         known = self.votes[index, *key]
-        known.add(body_hash(request.body))
+        known[request.body] = voted.signature
         if index < self.honest and len(known) > 1:
             self.success(f"witness {index} voted for two orders with number {version} of {object_id.hex()[:12]}")
+        if len(known) == 2:
+            (first, first_vote), (second, second_vote) = known.items()
+            self.double_votes.append(encode(DoubleVote(index, first, first_vote, second, second_vote)))
         return WitnessSignature(index, voted.signature)
 
     def certificate(self, request: RequestVote, votes: Votes) -> bytes | None:
@@ -152,6 +160,14 @@ class Attacker:
             kind = self.chance.choice(self.kinds)
             if await KINDS[kind](self):
                 self.judge.attempts[kind] += 1
+            await self._betray()
+
+    async def _betray(self) -> None:
+        """What proves that the Byzantine witness voted twice goes to one of the others."""
+        if self.judge.double_votes:
+            message = encode(Evidence(1, (self.chance.choice(self.judge.double_votes),)))
+            async with connect(self.world.socket(self.chance.choice(self.world.honest))) as line:
+                await line.ask({"gossip": message.hex()})
 
     # --- what everybody can do ---
 

@@ -56,13 +56,14 @@ SETTLE_IDLE_MS = 5_000
 CLOSE_CHANCE = 0.3
 TRANSCRIPT = b"t" * 32
 GOSSIP_SECONDS = 0.3
+CLOCKS_DIFFER = 0.2
 PROPOSE_CHANCE = 0.5  # that he also proposes it
 
 
 def hasten() -> None:
-    """A change of epochs that was begun is taken up by the next witness in a second or two, not in minutes."""
-    epoch_change.PATIENCE_SECONDS = 1.0
-    epoch_change.STAGGER_SECONDS = 0.5
+    """A change of epochs that was begun is taken up by the next witness in some seconds, not in minutes."""
+    epoch_change.PATIENCE_SECONDS = 2.0
+    epoch_change.STAGGER_SECONDS = 1.5
     epoch_change.ROUND_SECONDS = 0.1
 
 
@@ -141,14 +142,22 @@ class Process:
         while True:
             await self._wait_for_the_end()
             await self._or_refused(book.epochs.accept())
-            if self.chance.random() < PROPOSE_CHANCE:
+            if self._proposes():
                 await self._or_refused(self._end_epoch(book))
+
+    def _proposes(self) -> bool:
+        """Anybody. With a Byzantine witness the honest ones take turns: it makes trouble enough."""
+        if not self.world.liars:
+            return self.chance.random() < PROPOSE_CHANCE
+        turn = int((time.time() - self.world.begun) / self.world.epoch_seconds)
+        return self.world.honest[turn % len(self.world.honest)] == self.process
 
     async def _wait_for_the_end(self) -> None:
         """Any time. With a Byzantine witness all at one time, as if by their clocks: who agrees is frozen by it."""
         seconds = self.world.epoch_seconds
         if self.world.liars:
             await trio.sleep(seconds - (time.time() - self.world.begun) % seconds)
+            await trio.sleep(CLOCKS_DIFFER if self._proposes() else 0)
         else:
             await trio.sleep(self.chance.expovariate(1 / seconds))
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import trio
 
+from protocol.ids import peer_id
 from tests.durability.attacks import KINDS, Attacker, Judge
 from tests.durability.blows import Life
 from tests.durability.books import hasten
@@ -35,6 +36,7 @@ SPEED = 10  # a hold's hour passes in six minutes
 ATTACKERS = 6
 EPOCH_SECONDS = 8.0
 FOR_EVER = 1e6
+TELL_SECONDS = 30.0
 WITNESSES = 4
 SETTLE_SECONDS = 1.0  # after the last attempt
 
@@ -52,6 +54,7 @@ class Battle:
     refusals: Counter[str] = field(default_factory=Counter)
     proofs: dict[str, int] = field(default_factory=dict)  # that each witness knew of
     everywhere: int = 0  # proofs that all honest witnesses knew of
+    convicted: list[str] = field(default_factory=list)  # Byzantine witnesses of whose double votes all knew
     epochs: int = 0
     seconds: float = 0.0
 
@@ -115,9 +118,17 @@ async def _attack(
             except LineBroken:
                 continue
 
-    async with trio.open_nursery() as nursery:
-        for number in range(ATTACKERS):
-            nursery.start_soon(attack, number)
+    async def tell() -> None:
+        while True:
+            await trio.sleep(TELL_SECONDS)
+            print(f"{judge.attempts.total()} attempts, {len(judge.successes)} successes", file=sys.stderr)
+
+    async with trio.open_nursery() as telling:
+        telling.start_soon(tell)
+        async with trio.open_nursery() as nursery:
+            for number in range(ATTACKERS):
+                nursery.start_soon(attack, number)
+        telling.cancel_scope.cancel()
 
 
 def _battle(judge: Judge, claims: Claims, world: SmallWorld, seconds: float) -> Battle:
@@ -132,9 +143,14 @@ def _battle(judge: Judge, claims: Claims, world: SmallWorld, seconds: float) -> 
         claims.refusals,
         {name: len(claims.proofs[name]) for name in world.honest},
         len(set.intersection(*known)),
+        [name for name in world.witnesses if all(_names(proofs, world, name) for proofs in known)],
         max(claims.epochs.values(), default=0),
         round(seconds, 1),
     )
+
+
+def _names(proofs: set[str], world: SmallWorld, name: str) -> bool:
+    return any(proof.endswith(peer_id(world.signers[name].node)) for proof in proofs)
 
 
 def main() -> int:

@@ -17,6 +17,7 @@ def test_no_double_spend_succeeds_with_a_byzantine_witness(tmp_path: Path) -> No
     assert battle.given["votes"] > 100 and battle.given["certified"] > 10 and battle.given["served"] > 0
     assert all(battle.acknowledged[what] for what in ("granted", "held", "taken", "closed", "epoch", "agreed"))
     assert battle.everywhere > 0  # proofs against those who signed twice, found by one and heard of by all
+    assert battle.convicted == ["witness-3"]
 
 
 @pytest.mark.parametrize("wrong", [{"liars": 2}, {"careless": True}])
