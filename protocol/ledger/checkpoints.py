@@ -397,9 +397,6 @@ def _append_missing(draft: Draft, missing: Union) -> None:
     for _, identity in sorted((_place(data), identity) for identity, data in missing.certificates.items()):
         data = missing.certificates[identity]
         draft.update({certificate_key(identity): u64(position) + data, log_key(position): identity})
-        order = decode(open_certificate(data).body)
-        if isinstance(order, AccountOrder):
-            draft.update({order_key(owner_of(order), order.sequence): identity})
         position += 1
     draft.update({LOG_LENGTH: u64(position)})
 
@@ -455,10 +452,8 @@ def epoch_range(view: View, epoch: int) -> tuple[int, int] | None:
     """Where a closed epoch's orders lie in this log; None if it is not closed, or was pruned."""
     opened, closed = (view.reader.get(checkpoint_key(which)) for which in (epoch, epoch + 1))
     end = view.position(closed) if closed is not None else None
-    if end is None or (epoch > 0 and opened is None):
-        return None
     begin = 0 if epoch == 0 else view.position(opened or b"")
-    return None if begin is None else (begin + (epoch > 0), end)
+    return None if begin is None or end is None else (begin + (epoch > 0), end)
 
 
 def last_checkpoint_ms(federation: Federation, view: View) -> int:

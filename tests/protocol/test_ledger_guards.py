@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from protocol.codec import encode
-from protocol.errors import ErrorCode, Refused
+from protocol.errors import BadSignature, ErrorCode, Refused
+from protocol.ledger import assumed, epochs, pruning
 from protocol.ledger.certificates import apply
 from protocol.ledger.checkpoints import (
     Union,
@@ -18,6 +19,7 @@ from protocol.ledger.checkpoints import (
     is_decision,
     leaves,
     orders_between,
+    outcome,
     previous_checkpoint,
     record_id,
 )
@@ -28,6 +30,7 @@ from protocol.ledger.state import (
     Account,
     Base,
     Draft,
+    Verify,
     account_key,
     base_key,
     certificate_key,
@@ -279,3 +282,68 @@ def test_the_beginning_of_an_epoch_is_walked_under_its_own_keys() -> None:
     assert list(base.iterate()) == [(b"a1", b"a1"), (b"a2", b"a2"), (b"c1", b"c1")]
     assert list(base.iterate(b"a")) == [(b"a1", b"a1"), (b"a2", b"a2")]
     assert list(base.iterate(b"a", b"a2")) == [(b"a2", b"a2")]
+
+
+@pytest.mark.parametrize("part", [1, 2, 3, 4])
+def test_pruning_goes_part_by_part(monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+    """Whoever is interrupted goes on from where it stands."""
+    monkeypatch.setattr(pruning, "PART", part)
+    ledger, _ = four_witnesses()
+    ledger.end_epoch()
+    first, *parts = prune(ledger.state, 1)
+    ledger.state.write(first)
+    assert ledger.audit(signatures=True).verified
+    assert [sum(key[:1] == b"n" for key in puts) for puts in parts] == {1: [1, 1, 1], 2: [2, 1]}.get(part, [3])
+    for puts in prune(ledger.state, 1):
+        ledger.state.write(puts)
+        assert ledger.audit(signatures=True).verified
+    assert not list(ledger.state.iterate(b"n"))
+
+
+def test_a_proposal_whose_orders_are_not_here_is_not_prepared() -> None:
+    ledger, _ = four_witnesses()
+    seat = epochs.Seat(FOUR, ledger.witness, 0)
+    ledger.state.write(epochs.join(seat, ledger.state, ledger.join(), 0, willing=True)[1])
+    ledger.now += 1
+    checkpoint = ledger.checkpoint()
+    result = outcome(FOUR, ledger.state, epoch_orders(ledger.state), checkpoint.time_ms)
+    with pytest.raises(Refused) as caught:
+        epochs.prepare(seat, ledger.view, ledger.propose(checkpoint), 0, ledger.now, None)
+    assert refusal(caught) == (Refused, ErrorCode.BAD_QUORUM)
+    assert epochs.prepare(seat, ledger.view, ledger.propose(checkpoint), 0, ledger.now, result)
+
+
+# --- signatures checked in batches ---
+
+
+@pytest.mark.parametrize(("most", "runs"), [(0, 2), (1, 3), (2, 4), (3, 5), (9, 5)])
+def test_too_many_wrong_signatures_are_not_remembered(monkeypatch: pytest.MonkeyPatch, most: int, runs: int) -> None:
+    """A check that finds one more wrong signature each time it is made is made on the spot in the end."""
+    monkeypatch.setattr(assumed, "MAX_WRONG", most)
+    asked: list[assumed.Question] = []
+    begun = 0
+
+    class Elsewhere:
+        def take(self, batch: list[assumed.Question]) -> None:
+            asked.extend(batch)
+
+        def wrong(self) -> list[assumed.Question]:
+            found = list(asked)
+            asked.clear()
+            return found
+
+    def refuse(*question: object) -> None:
+        raise BadSignature("all are wrong")
+
+    def run(check: Verify) -> int:
+        nonlocal begun
+        begun += 1
+        for number in range(10):
+            try:
+                check(ALICE.node, FOUR.id, bytes([number]), bytes(64))
+            except BadSignature:
+                continue
+            return number
+        return 10
+
+    assert (assumed.as_if_checked(run, Elsewhere(), refuse), begun) == (10, runs)
