@@ -17,7 +17,9 @@ from protocol.ledger.state import (
     Lock,
     account_key,
     base_key,
+    certificate_key,
     channel_key,
+    checkpoint_key,
     lock_key,
     log_key,
     order_key,
@@ -98,6 +100,24 @@ def test_channels_of_before_the_check_may_be_settled_and_not_open(ledger: Ledger
     opened = replace(channel, status=ChannelStatus.OPEN)
     ledger.state.write({channel_key(first): opened.encode()})
     assert "channel" in problems(ledger, from_checkpoint=True)
+
+
+def test_a_settled_channel_that_nothing_explains(ledger: Ledger) -> None:
+    """It stands for no credits; only a check from a checkpoint on may take it for an older one."""
+    settled = ledger.channel(at(ledger, 1))
+    ledger.state.write({channel_key(bytes(32)): settled.encode()})
+    assert "channel 0000000000000000… differs" in problems(ledger)
+    assert audit(ledger, from_checkpoint=True).verified
+
+
+def test_a_checkpoint_under_another_id_and_one_in_anothers_place(ledger: Ledger) -> None:
+    first, second = ledger.state.values[checkpoint_key(1)], ledger.state.values[checkpoint_key(2)]
+    record = ledger.state.values[certificate_key(second)]
+    ledger.state.write({checkpoint_key(2): bytes(32), certificate_key(bytes(32)): record})
+    for from_checkpoint in (True, False):
+        assert "the checkpoint that opened epoch 2 is another one" in problems(ledger, from_checkpoint=from_checkpoint)
+    ledger.state.write({checkpoint_key(2): first})
+    assert "epoch 1 is not complete" in problems(ledger)
 
 
 def test_what_remains_after_pruning_begins_at_its_own_checkpoint(ledger: Ledger) -> None:
