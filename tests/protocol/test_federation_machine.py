@@ -16,8 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from protocol import params
 from protocol.codec import body_hash, decode, decode_as, encode
 from protocol.ids import NO_HASH, NodeId
-from protocol.ledger import epochs, merkle
+from protocol.ledger import epochs
 from protocol.ledger.audit import verify_log
+from protocol.ledger.certificates import open_certificate
 from protocol.ledger.channels import open_voucher
 from protocol.ledger.checkpoints import (
     Union,
@@ -94,6 +95,8 @@ class FederationMachine(RuleBasedStateMachine):
         self.proposals: list[tuple[Round, Propose]] = []
         self.commits: list[tuple[Round, Commit]] = []
         self.ballots: dict[tuple[int, int, int, bytes], dict[int, WitnessSignature]] = {}
+        self.promised: dict[tuple[int, int], int] = {}  # witness, epoch -> round
+        self.committed: dict[tuple[int, int], int] = {}  # witness, epoch -> round + 1
         self.decisions: dict[int, bytes] = {}  # by the epoch that they open
         self.ended_at = 0  # how many orders there were
         self.backups: dict[int, dict[bytes, bytes]] = {}
@@ -253,41 +256,57 @@ class FederationMachine(RuleBasedStateMachine):
         found = self.behind()
         self._adopt(found[which % len(found)])
 
+    @precondition(lambda self: self.liar is not None)
     @rule(which=one, lie=st.integers(0, 3), hides=st.booleans(), some_orders=st.integers(0, 255))
     def another_lie(self, which: int, lie: int, hides: bool, some_orders: int) -> None:
         """What the liar's next snapshot is about: all it has, nothing, what somebody else has, anything."""
         liar = self._liar()
-        if liar is None:
-            return
         mine = epoch_orders(liar.state).certificates
         chosen = {identity: data for at, (identity, data) in enumerate(mine.items()) if some_orders >> at % 8 & 1}
         lies = (None, Union({}), epoch_orders(self.witnesses[which].state), Union(chosen))
         liar.pretended, liar.hides = lies[lie], hides
 
-    @precondition(lambda self: self.proposals)
-    @rule(which=recent, how=st.integers(0, 5), chosen=some)
-    def a_forged_proposal(self, which: int, how: int, chosen: int) -> None:
-        """The liar coordinates, and no correct witness ballots for what does not follow."""
-        liar = self._liar()
-        begun, propose = self.proposals[-1 - which % len(self.proposals)]
-        if liar is None or begun.node is not liar:
+    @precondition(lambda self: self.liar is not None and self.changing())
+    @rule(how=st.integers(0, 6), chosen=most)
+    def a_forged_proposal(self, how: int, chosen: int) -> None:
+        """No correct witness ballots for what does not follow, or for something new beside what was prepared."""
+        begun = self._begin_round(self._liar().index)
+        propose = self._join(begun, chosen)
+        if propose is None:
             return
         checkpoint = open_checkpoint(propose.checkpoint)
+        bound = any(promised.prepared for promised in propose.promises)
         forged = (
             replace(checkpoint, state=bytes(32)),
-            replace(checkpoint, orders=merkle.root([]), count=0),
+            replace(checkpoint, orders=bytes(32), count=checkpoint.count + 1),
             replace(checkpoint, time_ms=self.now + params.CLOCK_SKEW + 1),
             replace(checkpoint, time_ms=max(0, self.now - params.CHECKPOINT_LAG - 1)),
             replace(checkpoint, sources=checkpoint.sources[:2]),
             replace(checkpoint, previous=bytes(32)),
+            replace(checkpoint, time_ms=checkpoint.time_ms + 1) if bound else replace(checkpoint, state=bytes(32)),
         )[how]
-        if forged == checkpoint:
-            return
         for node in self._chosen(chosen):
-            if node is not liar:
-                assert (
-                    attempt(node.prepare, replace(propose, checkpoint=encode(forged)), liar.index, begun.sets) is None
-                )
+            if node.index != self.liar:
+                asked = replace(propose, checkpoint=encode(forged))
+                assert attempt(node.prepare, asked, self._liar().index, begun.sets) is None, "a forgery was believed"
+
+    @precondition(lambda self: self.liar is not None and self.changing())
+    @rule(first=some, second=some, commits=some)
+    def two_proposals_in_one_round(self, first: int, second: int, commits: int) -> None:
+        """The same promises, two checkpoints: none of the others ballots for both."""
+        begun = self._begin_round(self._liar().index)
+        begun.ask_to_join(self._chosen(15))
+        self._note_promises(begun)
+        again = Round(begun.node, begun.number, dict(begun.joined), dict(begun.sets))
+        for attempted, votes in ((begun, first), (again, second)):
+            propose = attempted.proposal()
+            if propose is not None:
+                self.proposals.append((attempted, propose))
+                self._prepare(attempted, propose, votes)
+            self._liar().now += 1  # so the second one has another time
+        if self.commits and self.commits[-1][0] in (begun, again):
+            self._commit(*self.commits[-1], commits)
+        self._liar().now = self.now
 
     # --- backups ---
 
@@ -328,9 +347,9 @@ class FederationMachine(RuleBasedStateMachine):
         correct = self._all_correct()
         return correct[which % len(correct)]
 
-    def _liar(self) -> Liar | None:
-        node = self.witnesses[self.liar] if self.liar is not None else None
-        assert node is None or isinstance(node, Liar)
+    def _liar(self) -> Liar:
+        node = self.witnesses[self.liar or 0]
+        assert isinstance(node, Liar)
         return node
 
     def _chosen(self, mask: int) -> list[WitnessNode]:
@@ -438,10 +457,19 @@ class FederationMachine(RuleBasedStateMachine):
 
     def _join(self, begun: Round, mask: int) -> Propose | None:
         begun.ask_to_join(self._chosen(mask))
+        self._note_promises(begun)
         propose = begun.proposal()
         if propose is not None:
             self.proposals.append((begun, propose))
         return propose
+
+    def _note_promises(self, begun: Round) -> None:
+        """I12: who joined takes part in no earlier round, and tells of the highest in which it committed."""
+        for index, answer in begun.joined.items():
+            if index != self.liar:
+                promised = self.promised.setdefault((index, begun.epoch), begun.number)
+                self.promised[index, begun.epoch] = max(promised, begun.number)
+                assert answer.prepared >= self.committed.get((index, begun.epoch), 0), "a commit was forgotten"
 
     def _prepare(self, begun: Round, propose: Propose, mask: int) -> None:
         given = [attempt(node.prepare, propose, begun.node.index, begun.sets) for node in self._chosen(mask)]
@@ -465,6 +493,10 @@ class FederationMachine(RuleBasedStateMachine):
             if ballot.witness != self.liar:
                 key = ("ballot", ballot.witness, phase, begun.epoch, begun.number)
                 assert self.said.setdefault(key, identity) == identity, "a correct witness balloted twice in a round"
+                taking_part = (ballot.witness, begun.epoch)
+                assert begun.number >= self.promised.get(taking_part, 0), "a promise was broken"
+                if phase == COMMIT:
+                    self.committed[taking_part] = max(self.committed.get(taking_part, 0), begun.number + 1)
         return known
 
     def _decided(self, begun: Round, decision: bytes) -> None:
@@ -480,11 +512,26 @@ class FederationMachine(RuleBasedStateMachine):
             return False
         checkpoint = open_checkpoint(decode_as(Decision, decision).body)
         before = self._keys(node, checkpoint.epoch - 1)
-        node.go_over(decision, self._union(checkpoint))
+        held = [key[1:] for key, _ in node.state.iterate(b"o")]
+        void, _ = node.go_over(decision, self._union(checkpoint))
+        self._check_settled(node, checkpoint, held, void)
         assert state_root(Base(node.state, checkpoint.epoch)) == checkpoint.state
         after = self._keys(node, checkpoint.epoch)
         assert all(after[account][: len(keys)] == keys for account, keys in before.items()), "a key was forgotten"
         return True
+
+    @staticmethod
+    def _check_settled(node: WitnessNode, checkpoint: Checkpoint, held: list[bytes], void: Union) -> None:
+        """Holds return REFUND_DELAY after they expired, and no close is lost whose channel is still there."""
+        for channel in held:
+            known = node.view.channel(channel)
+            if known is not None and known.status is ChannelStatus.REFUNDED:
+                assert known.expiry_ms + params.REFUND_DELAY <= checkpoint.time_ms, "a hold returned early"
+        for certificate in void.certificates.values():
+            order = decode(open_certificate(certificate).body)
+            if isinstance(order, Close):
+                known = node.view.channel(order.channel)
+                assert known is None or not known.open, "a close was lost"
 
     @staticmethod
     def _keys(node: WitnessNode, epoch: int) -> dict[bytes, tuple[bytes, ...]]:
@@ -652,7 +699,7 @@ def _slot(body: bytes) -> tuple[bytes, int, int | None]:
 
 TestFederationMachine = FederationMachine.TestCase
 TestFederationMachine.settings = settings(
-    max_examples=120,
+    max_examples=130,
     stateful_step_count=100,
     deadline=None,
     phases=[Phase.generate],  # making a failure smaller takes minutes, and does not find it
