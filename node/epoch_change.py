@@ -219,7 +219,7 @@ class EpochChange:
     def snapshot_ids(self, request: FetchSnapshot) -> Ids:
         """The ids behind a source: this witness's own, or one that it collected as coordinator. Raises `Refused`."""
         own = self._seat is not None and request.witness == self._seat.index
-        union = epoch_orders(self._store) if own else self._collected.get(request.witness)
+        union = epoch_orders(self._store.snapshot()) if own else self._collected.get(request.witness)
         if union is None:
             raise Refused(ErrorCode.INVALID_REQUEST, "this node has not collected that snapshot")
         ids = tuple(union.ids)

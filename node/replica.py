@@ -423,23 +423,25 @@ class Replica:
 
     def epoch_ids(self, request: FetchEpoch) -> Ids:
         """A closed epoch's ids; of the one in force, those that this witness prepared. Raises `Refused`."""
-        if request.epoch == View(self._store).epoch:
-            ids: Sequence[bytes] = self._checkpoints.prepared(self._store)
+        snapshot = self._store.snapshot()  # while this reads, the writer may go over to another epoch
+        if request.epoch == View(snapshot).epoch:
+            ids: Sequence[bytes] = self._checkpoints.prepared(snapshot)
             return Ids(request.start, len(ids), tuple(ids[request.start : request.start + request.limit]))
-        places = epoch_range(View(self._store), request.epoch)
-        if places is None or places[0] < View(self._store).log_first:
+        places = epoch_range(View(snapshot), request.epoch)
+        if places is None or places[0] < View(snapshot).log_first:
             raise Refused(ErrorCode.STALE_EPOCH, f"the orders of epoch {request.epoch} are not here")
-        ids = orders_between(self._store, *places).ids
+        ids = orders_between(snapshot, *places).ids
         return Ids(request.start, len(ids), tuple(ids[request.start : request.start + request.limit]))
 
     def state(self, request: FetchState) -> StateLeaves:
         """The state at the beginning of the epoch in force."""
-        view = View(self._store)
-        identity = self._store.get(checkpoint_key(view.epoch))
+        snapshot = self._store.snapshot()  # see `epoch_ids`
+        view = View(snapshot)
+        identity = snapshot.get(checkpoint_key(view.epoch))
         decision = view.record(identity) if identity is not None else None
         if identity is None or decision is None:
             return StateLeaves(b"", 0, request.start, 0, ())
-        found = leaves(Base(self._store, view.epoch))
+        found = leaves(Base(snapshot, view.epoch))
         position = view.position(identity) or 0
         chosen = tuple(found[request.start : request.start + request.limit])
         return StateLeaves(decision, position, request.start, len(found), chosen)

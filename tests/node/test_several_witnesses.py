@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -690,3 +690,30 @@ class Forger:
             checkpoint = Checkpoint(1, self._world.federation.id, 2**45, 0, bytes(32), bytes(32), ())
             return encode(Decision(encode(checkpoint), 0, found.votes[:1]))
         return record
+
+
+class MovingStore(MemoryStore):
+    """Its writer goes over to another epoch while somebody walks it."""
+
+    moves = False
+
+    def iterate(self, prefix: bytes = b"", start: bytes = b"", reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        pairs = list(super().iterate(prefix, start, reverse))
+        if self.moves and prefix.startswith(b"s"):
+            self.write({key: None for key, _ in super().iterate(b"s")})
+        return iter(pairs)
+
+
+async def test_the_state_is_handed_out_whole_while_the_epoch_changes() -> None:
+    async with world_of(4) as world:
+        store = MovingStore()
+        world.stores[world.witnesses[0].node] = store
+        alice, bob = await begun(world)
+        await query(alice, bob)
+        await end_early(world)
+        asked = world.first
+        before = await asked.answer(BOB.node, FetchState(0, 10))
+        store.moves = True
+        assert await asked.answer(BOB.node, FetchState(0, 10)) == before
+        assert isinstance(before, StateLeaves)
+        assert before.total == 3  # the issuer, Alice, a channel
