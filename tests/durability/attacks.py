@@ -8,6 +8,7 @@ service. It needs no luck to find a success: two certified orders with one numbe
 from __future__ import annotations
 
 import random
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -78,6 +79,7 @@ class Judge:
 
     def success(self, text: str) -> None:
         """An attacker got what nobody may get."""
+        print(f"SUCCESS: {text}", file=sys.stderr)
         self.successes.append(text)
 
     def vote(self, index: int, request: RequestVote, voted: Voted) -> WitnessSignature | None:
@@ -172,10 +174,10 @@ class Attacker:
     # --- what everybody can do ---
 
     async def account(self) -> Signer:
-        """A new one with credits."""
-        self.made += 1
-        owner = signer(f"{self.name}, account {self.made}")
+        """A new one that was granted `GRANT` once."""
         for _ in range(TRIES):
+            self.made += 1  # a grant whose answer was lost may still come: never ask twice for one account
+            owner = signer(f"{self.name}, account {self.made}")
             try:
                 async with connect(self.world.socket("witness-0")) as line:
                     if (await line.ask({"grant": owner.node.hex()})).get("granted"):
@@ -246,9 +248,9 @@ class Attacker:
             await trio.sleep(CALM_SECONDS / 2)
         return None
 
-    async def store(self, certificate: bytes, indexes: Iterable[int]) -> list[int]:
-        """Which honest witnesses say that they stored it."""
-        stored: list[int] = []
+    async def store(self, certificate: bytes, indexes: Iterable[int]) -> dict[int, int]:
+        """Which honest witnesses say that they stored it, and in which epoch."""
+        stored: dict[int, int] = {}
 
         async def ask(index: int) -> None:
             try:
@@ -256,7 +258,7 @@ class Attacker:
             except PeerUnreachable:
                 return
             if isinstance(answer, Stored) and index < self.judge.honest:
-                stored.append(index)
+                stored[index] = answer.epoch
 
         await self._at_once(ask, indexes)
         return stored
@@ -350,8 +352,9 @@ class Attacker:
         fresh = self.request(old.payer, self.hold(old.payer, worker, epoch))
         certificate = await self.certificate(fresh)
         first = certificate is not None and await self.spend(old.payer, fresh)
-        for index in await self.store(old.certificate, range(len(self.nodes))):
-            self.judge.success(f"witness {index} stored an order of epoch {old.epoch} in epoch {epoch}")
+        for index, stored in (await self.store(old.certificate, range(len(self.nodes)))).items():
+            if stored != old.epoch:  # one that has not heard of the end of its epoch yet keeps it until then
+                self.judge.success(f"witness {index} stored an order of epoch {old.epoch} in epoch {stored}")
         if await self.spend(old.payer, old.hold):
             self.judge.success(f"a hold of epoch {old.epoch} was served in epoch {epoch}; its number's next: {first}")
         return True
