@@ -112,10 +112,11 @@ class Ordering:
                 continue
             request = RequestVote(head.body, head.signature)
             try:
-                check_order(self._federation, View(self._store, self._verify), request.body, request.signature)
+                found = check_order(self._federation, View(self._store, self._verify), request.body, request.signature)
             except Refused:
                 continue
-            if self._store.get(_PENDING + account) is None:
+            asked_for = (found.object, found.version) == (account, standing.next_sequence)  # not somebody else's
+            if asked_for and self._store.get(_PENDING + account) is None:
                 log.warning("an order of this account was found at a witness, and is sent again")
                 await self._remember(account, request)
 

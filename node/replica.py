@@ -191,7 +191,7 @@ class Replica:
             if page.total < cursor:  # it has begun anew
                 cursor = 0
                 continue
-            if page.ids and page.start < cursor:
+            if page.ids and not cursor <= page.start <= page.total - len(page.ids):
                 raise Refused(ErrorCode.INTERNAL, "it answers with another part of its log than was asked for")
             waiting = await self._take(node, [*waiting, *page.ids])
             cursor = page.start + len(page.ids)

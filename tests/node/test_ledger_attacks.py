@@ -1,0 +1,112 @@
+"""What one hostile peer, payer or witness tries against an honest node's ledger."""
+
+from __future__ import annotations
+
+import pytest
+
+from node.bookkeeper import Settings
+from protocol.codec import body_hash, encode
+from protocol.errors import Refused
+from protocol.ids import ChannelId, NodeId
+from protocol.ledger.state import View, first_head
+from protocol.messages import FetchHead, FetchIds, Head, Hold, Ids, Message
+from protocol.params import MAX_HOLD_LIFETIME, MAX_INTEGER
+from tests.node.ledgers import PRICES, QUOTE
+from tests.node.test_several_witnesses import begun, query
+from tests.node.witnesses import World, world_of
+from tests.protocol.ledger_world import ALICE, BOB
+
+# --- one witness lies ---
+
+
+async def test_a_log_that_claims_to_be_beyond_all_numbers_is_no_log() -> None:
+    async with world_of(4) as world:
+        alice, _ = await begun(world)
+        liar = world.witnesses[3].node
+        asked: list[int] = []
+
+        async def far(asker: NodeId, request: Message, answer: Message) -> Message:
+            if isinstance(request, FetchIds):
+                encode(request)  # as on the wire: a number that cannot be encoded is no question
+                asked.append(request.start)
+                return Ids(MAX_INTEGER, MAX_INTEGER, (b"?" * 32,))
+            return answer
+
+        world.spoilt[liar] = far
+        world.away.add(world.witnesses[2].node)
+        for _ in range(2):
+            with pytest.raises(Refused):
+                await alice.sync()
+        assert asked and max(asked) <= MAX_INTEGER
+
+
+async def test_an_order_of_somebody_else_that_a_witness_gives_back_is_not_sent_again() -> None:
+    async with world_of(4) as world:
+        await begun(world)
+        await world.first.grant(BOB.node, 1_000)
+        world.stop(ALICE)
+        others = Hold(
+            payer=BOB.node,
+            sequence=7,  # what comes before it will never be
+            previous=first_head(BOB.node),
+            payee=ALICE.node,
+            amount=1,
+            price_in=1,
+            price_out=1,
+            expiry_ms=world.clock.now + 1_000,
+            quote=QUOTE,
+            epoch=0,
+        )
+
+        async def lie(asker: NodeId, request: Message, answer: Message) -> Message:
+            if isinstance(request, FetchHead) and asker == ALICE.node:
+                body = encode(others)
+                return Head(0, 0, first_head(ALICE.node), body, BOB.sign(world.federation.id, body))
+            return answer
+
+        world.spoilt[world.witnesses[0].node] = lie
+        world.away.add(world.witnesses[3].node)  # so that the liar belongs to every quorum
+        alice = await world.start(ALICE)
+        await query(alice, world.books[BOB.node])
+        assert (await alice.balance()).owed == 250
+
+
+# --- a hostile payer ---
+
+
+async def test_a_hold_older_than_what_its_worker_keeps_is_served_and_ends_nothing() -> None:
+    async with world_of(4) as world:
+        await world.start_witnesses()
+        alice = await world.start(ALICE)
+        bob = await world.start(BOB, settings=Settings(keep_epochs=1))
+        await world.first.grant(ALICE.node, 1_000_000)
+        hold = await long_hold(world)
+        for epoch in (1, 2, 3):
+            world.clock.now += world.federation.genesis.epoch_length_ms
+            assert await world.first.epochs.end() == epoch
+            await bob.sync()
+            await alice.sync()
+        assert View(world.stores[BOB.node]).record(hold) is None  # pruned
+        assert (await bob.cover(hold, ALICE.node)).remaining == 1_000
+
+
+async def long_hold(world: World) -> ChannelId:
+    """A hold of Alice's for Bob that lasts as long as any may."""
+    alice = world.books[ALICE.node]
+    await alice.sync()
+    body = encode(
+        Hold(
+            payer=ALICE.node,
+            sequence=0,
+            previous=first_head(ALICE.node),
+            payee=BOB.node,
+            amount=1_000,
+            price_in=PRICES[0],
+            price_out=PRICES[1],
+            expiry_ms=world.clock.now + MAX_HOLD_LIFETIME,
+            quote=QUOTE,
+            epoch=0,
+        )
+    )
+    await alice._ordering.order(ALICE.node, ALICE, body)
+    return ChannelId(body_hash(body))
