@@ -280,7 +280,9 @@ class Round:
 
     def proposal(self) -> Propose | None:
         """Phase 1; None without a quorum of promises."""
-        answers = [self.joined[index] for index in sorted(self.joined)][: self.node.federation.quorum]
+        witnesses = len(self.node.federation.genesis.witnesses)
+        by_turns = sorted(self.joined, key=lambda index: (index - self.number) % witnesses)
+        answers = [self.joined[index] for index in by_turns[: self.node.federation.quorum]]
         if len(answers) < self.node.federation.quorum:
             return None
         before = epochs.prepared_before(answers)

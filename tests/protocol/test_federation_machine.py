@@ -68,6 +68,7 @@ KEYS = {who.node: who for who in (*PEOPLE, DEVICE, ISSUER, *NEW_KEYS)}
 QUORUM = FOUR.quorum
 
 people = st.integers(0, len(PEOPLE) - 1)
+others = st.sampled_from([0, 1, 3])  # than Carol
 amounts = st.sampled_from([1, 7, 1_000, 60_000, 400_000])
 recent = st.integers(0, 5)
 most = st.sampled_from([15, 15, 15, 7, 11, 13, 14])  # witnesses, a bit for each
@@ -124,14 +125,14 @@ class FederationMachine(RuleBasedStateMachine):
 
         self._carefully(account, make, votes, stored)
 
-    @rule(payee=people, amount=amounts, seen_by=one, votes=some, stored=some)
+    @rule(payee=others, amount=amounts, seen_by=one, votes=some, stored=some)
     def careless_hold(self, payee: int, amount: int, seen_by: int, votes: int, stored: int) -> None:
         """By what one witness knows of her account, perhaps not the last."""
         node = self._correct(seen_by)
         order = node.hold_by(self._key_of(node, CAROL.node), CAROL.node, PEOPLE[payee].node, amount)
         self._give(order, votes, stored)
 
-    @rule(payee=people, amount=amounts, seen_by=one, first=some, second=some, stored=some)
+    @rule(payee=others, amount=amounts, seen_by=one, first=some, second=some, stored=some)
     def two_holds_with_one_number(
         self, payee: int, amount: int, seen_by: int, first: int, second: int, stored: int
     ) -> None:
@@ -190,6 +191,19 @@ class FederationMachine(RuleBasedStateMachine):
             self.closes[channel] = order
         self._give(order, votes, stored)
 
+    @rule(amount=amounts, units_in=st.integers(0, 900), votes=most, stored=st.sampled_from([1, 2, 4, 8, 15]))
+    def hold_and_close(self, amount: int, units_in: int, votes: int, stored: int) -> None:
+        """Alice holds for Bob, who closes; his close is at one witness only, perhaps."""
+        self.hold(0, 1, amount, 15, 15)
+        last = self.pending.get(ALICE.node)
+        node = self._furthest(ALICE.node)
+        known = node.view.channel(last.hash) if last is not None else None
+        if last is None or known is None or not known.open or last.hash not in self.final or last.hash in self.closes:
+            return
+        voucher = node.voucher(KEYS[known.payer], last.hash, min(units_in, known.amount), 0)
+        self.closes[last.hash] = node.close(BOB, last.hash, voucher)
+        self._give(self.closes[last.hash], votes, stored)
+
     # --- delivery ---
 
     @precondition(lambda self: self.half_voted())
@@ -234,6 +248,13 @@ class FederationMachine(RuleBasedStateMachine):
             self._prepare(begun, propose, chosen)
         if self.commits and self.commits[-1][0] is begun:
             self._commit(*self.commits[-1], chosen)
+
+    @rule(left_out=one, amount=amounts, units_in=st.integers(0, 900))
+    def end_epoch_without_one(self, left_out: int, amount: int, units_in: int) -> None:
+        """It alone has a close; the others end the epoch, and it follows."""
+        self.hold_and_close(amount, units_in, 15, 1 << left_out)
+        self.end_epoch((left_out + 1) % 4, 15 - (1 << left_out))
+        self._adopt(self.witnesses[left_out])
 
     @precondition(lambda self: self.changing())
     @rule(coordinator=one, chosen=some)
