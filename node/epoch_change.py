@@ -284,7 +284,7 @@ class EpochChange:
         while len(ids) < count:
             page = await self._replica.ask(peer, FetchSnapshot(witness, len(ids), params.MAX_IDS), Ids)
             ids += page.ids
-            if not page.ids:
+            if len(page.ids) < params.MAX_IDS:
                 break
         if len(ids) != count or ids != sorted(set(ids)) or merkle.root(ids) != root:
             raise Refused(ErrorCode.BAD_QUORUM, f"the snapshot of witness {witness} is not what it signed")

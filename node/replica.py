@@ -54,6 +54,8 @@ MAX_ANSWER_BYTES = params.MAX_FRAME_BYTES // 2  # records in one answer; the res
 MAX_UNUSABLE = 4 * params.MAX_IDS  # entries of a log that give nothing: orders that became void, hardly so many
 MAX_WAITING = 8 * params.MAX_IDS  # records that build on others which have not come yet
 MAX_LEAVES = 1_000_000  # accounts and open channels that a newcomer begins with
+MAX_STATE_BYTES = 256 * params.MIB  # of those leaves
+PART_SECONDS = 15.0  # for one node to give one part of what it was asked for: nobody waits for drops
 RETURNED_AT_ONCE = 1_024  # certificates that a witness lost, given back by one member in one sync
 
 Answer = TypeVar("Answer", bound=Message)
@@ -199,7 +201,7 @@ class Replica:
             self._check_worth(named, waiting)
             if not waiting and not from_start:
                 await self._writer.commit(partial(_put, cursor_key, u64(cursor)))
-            if not page.ids or cursor >= page.total:
+            if len(page.ids) < params.MAX_IDS:  # its end; or it gives drops, and is asked again another time
                 break
         if waiting and await self._join_late(node):
             await self._read_log(node, from_start=from_start)
@@ -277,7 +279,7 @@ class Replica:
         while len(ids) < count:
             page = await self.ask(node, FetchEpoch(epoch, len(ids), params.MAX_IDS), Ids)
             ids += page.ids
-            if not page.ids:
+            if len(page.ids) < params.MAX_IDS:
                 break
         return ids
 
@@ -285,13 +287,20 @@ class Replica:
         """The records with these ids, as many as the node gives, in the order of the ids. Raises `Refused`."""
         found: list[bytes] = []
         for first in range(0, len(ids), params.MAX_CERTIFICATES):
-            left = ids[first : first + params.MAX_CERTIFICATES]
-            while left:
-                answer = await self.ask(node, FetchRecords(tuple(left)), Records)
-                given = {record_id(record): record for record in answer.records}
-                wanted = [identity for identity in left if identity in given]
-                found += [given[identity] for identity in wanted]
-                left = [identity for identity in left if identity not in given] if wanted else []
+            with trio.move_on_after(PART_SECONDS) as patience:
+                found += await self._fetch_part(node, ids[first : first + params.MAX_CERTIFICATES])
+            if patience.cancelled_caught:
+                raise Refused(ErrorCode.OVERLOADED, f"{short(node)} takes too long for a few records", RETRY)
+        return found
+
+    async def _fetch_part(self, node: NodeId, left: Sequence[bytes]) -> list[bytes]:
+        found: list[bytes] = []
+        while left:
+            answer = await self.ask(node, FetchRecords(tuple(left)), Records)
+            given = {record_id(record): record for record in answer.records}
+            wanted = [identity for identity in left if identity in given]
+            found += [given[identity] for identity in wanted]
+            left = [identity for identity in left if identity not in given] if wanted else []
         return found
 
     async def fetch_channel(self, channel: ChannelId) -> None:
@@ -320,6 +329,7 @@ class Replica:
     async def _join_late(self, node: NodeId) -> bool:
         """What this node lacks was pruned: begin anew with the state of the last checkpoint. Raises `Refused`."""
         found: list[bytes] = []
+        size = 0
         while True:
             page = await self.ask(node, FetchState(len(found), params.MAX_CERTIFICATES), StateLeaves)
             if not page.decision:
@@ -327,9 +337,10 @@ class Replica:
             if not found:
                 open_decision(self._federation, View(self._store), page.decision)
             found += page.leaves
-            if not page.leaves or len(found) >= page.total:
+            size += sum(map(len, page.leaves))
+            if len(page.leaves) < params.MAX_CERTIFICATES:
                 break
-            if len(found) > MAX_LEAVES:
+            if len(found) > MAX_LEAVES or size > MAX_STATE_BYTES:
                 raise Refused(ErrorCode.INTERNAL, f"its state has more than {MAX_LEAVES:,} accounts and channels")
         position = page.position if self._federation.single else 0
         return await self._checkpoints.begin_from(page.decision, found, position)

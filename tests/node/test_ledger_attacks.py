@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import pytest
+import trio
+import trio.testing
 
 from node.bookkeeper import Settings
 from protocol.codec import body_hash, encode
 from protocol.errors import Refused
 from protocol.ids import ChannelId, NodeId
 from protocol.ledger.state import View, first_head
-from protocol.messages import FetchHead, FetchIds, Head, Hold, Ids, Message
+from protocol.messages import FetchHead, FetchIds, Head, Hold, Ids, Message, Records
 from protocol.params import MAX_HOLD_LIFETIME, MAX_INTEGER
 from tests.node.ledgers import PRICES, QUOTE
 from tests.node.test_several_witnesses import begun, query
 from tests.node.witnesses import World, world_of
-from tests.protocol.ledger_world import ALICE, BOB
+from tests.protocol.ledger_world import ALICE, BOB, CAROL
 
 # --- one witness lies ---
 
@@ -69,6 +71,51 @@ async def test_an_order_of_somebody_else_that_a_witness_gives_back_is_not_sent_a
         alice = await world.start(ALICE)
         await query(alice, world.books[BOB.node])
         assert (await alice.balance()).owed == 250
+
+
+async def test_a_witness_that_gives_its_log_in_drops_holds_nobody_up(autojump_clock: trio.testing.MockClock) -> None:
+    autojump_clock.autojump_threshold = 0.05  # work goes on in threads while nobody waits for the clock
+    async with world_of(4) as world:
+        await begun(world)
+        for amount in range(1, 21):
+            await world.first.grant(BOB.node, amount)
+
+        async def drip(asker: NodeId, request: Message, answer: Message) -> Message:
+            if isinstance(answer, Records):
+                await trio.sleep(9)
+                return Records(answer.records[:1])
+            return answer
+
+        world.spoilt[world.witnesses[3].node] = drip
+        world.away.add(world.witnesses[2].node)
+        carol = await world.start(CAROL)
+        with trio.fail_after(60), pytest.raises(Refused, match="takes too long"):
+            await carol.sync()
+        world.away.clear()
+        await carol.sync()
+        assert (await carol.balance(BOB.node)).balance == sum(range(1, 21))
+
+
+async def test_a_log_is_read_in_whole_pages() -> None:
+    async with world_of(4) as world:
+        await begun(world)
+        for amount in range(1, 6):
+            await world.first.grant(BOB.node, amount)
+        liar, questions = world.witnesses[3].node, 0
+
+        async def drip(asker: NodeId, request: Message, answer: Message) -> Message:
+            nonlocal questions
+            if isinstance(answer, Ids) and asker == CAROL.node:
+                questions += 1
+                return Ids(answer.start, MAX_INTEGER, answer.ids[:1])
+            return answer
+
+        world.spoilt[liar] = drip
+        world.away.add(world.witnesses[2].node)
+        carol = await world.start(CAROL)
+        await carol.sync()
+        assert questions == 1
+        assert (await carol.balance(BOB.node)).balance == 15
 
 
 # --- a hostile payer ---
