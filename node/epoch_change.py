@@ -8,7 +8,7 @@ begun is brought to its end: a witness that stays frozen coordinates a later rou
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -16,6 +16,7 @@ from typing import TypeVar
 import trio
 
 from node.checkpoint_keeper import CheckpointKeeper
+from node.kept_answer import KeptAnswer
 from node.ledger_writer import LedgerWriter
 from node.quorum import Quorum
 from node.replica import Replica
@@ -127,6 +128,7 @@ class EpochChange:
         index = federation.witness_index(signer.node)
         self._seat = None if index is None else Seat(federation, signer, index)
         self._collected: dict[int, Union] = {}  # for this node's own proposal, by witness
+        self._own_snapshot = KeptAnswer()
         self._frozen_since = 0.0
         self._paces: dict[int, _Pace] = {}  # by coordinator
         self._coordinating = trio.Lock()
@@ -216,14 +218,25 @@ class EpochChange:
 
         return await self._signed(work)
 
-    def snapshot_ids(self, request: FetchSnapshot) -> Ids:
+    async def snapshot_ids(self, request: FetchSnapshot) -> Ids:
         """The ids behind a source: this witness's own, or one that it collected as coordinator. Raises `Refused`."""
         own = self._seat is not None and request.witness == self._seat.index
-        union = epoch_orders(self._store.snapshot()) if own else self._collected.get(request.witness)
+        ids = await self._own_ids() if own else self._collected_ids(request.witness)
+        return Ids(request.start, len(ids), tuple(ids[request.start : request.start + request.limit]))
+
+    async def _own_ids(self) -> Sequence[bytes]:
+        """What this witness signed that it holds. While it is frozen its log does not move."""
+        snapshot = self._store.snapshot()
+        view = View(snapshot)
+        if epochs.role(view) is None:
+            raise Refused(ErrorCode.INVALID_REQUEST, "this witness has signed no snapshot of this epoch")
+        return await self._own_snapshot.get((view.epoch, view.log_length), lambda: epoch_orders(snapshot).ids)
+
+    def _collected_ids(self, witness: int) -> Sequence[bytes]:
+        union = self._collected.get(witness)
         if union is None:
             raise Refused(ErrorCode.INVALID_REQUEST, "this node has not collected that snapshot")
-        ids = tuple(union.ids)
-        return Ids(request.start, len(ids), ids[request.start : request.start + request.limit])
+        return union.ids
 
     def _check_pace(self, request: Join, coordinator: int) -> None:
         """One coordinator cannot run through the rounds and leave the others no time."""

@@ -16,6 +16,7 @@ from typing import TypeVar
 import trio
 
 from node.checkpoint_keeper import CheckpointKeeper, UnionSource
+from node.kept_answer import KeptAnswer
 from node.ledger_peers import LedgerPeers, PeerUnreachable
 from node.ledger_writer import LedgerWriter
 from node.quorum import RETRY, refused
@@ -85,6 +86,8 @@ class Replica:
         self._peers = peers
         self._syncing = trio.Lock()
         self._looked_once = False
+        self._epoch_ids = KeptAnswer()
+        self._leaves = KeptAnswer()
 
     @property
     def is_only_witness(self) -> bool:
@@ -432,7 +435,7 @@ class Replica:
     def _record(self, identity: bytes) -> bytes | None:
         return View(self._store).record(identity) or self._checkpoints.prepared_record(identity)
 
-    def epoch_ids(self, request: FetchEpoch) -> Ids:
+    async def epoch_ids(self, request: FetchEpoch) -> Ids:
         """A closed epoch's ids; of the one in force, those that this witness prepared. Raises `Refused`."""
         snapshot = self._store.snapshot()  # while this reads, the writer may go over to another epoch
         if request.epoch == View(snapshot).epoch:
@@ -441,10 +444,10 @@ class Replica:
         places = epoch_range(View(snapshot), request.epoch)
         if places is None or places[0] < View(snapshot).log_first:
             raise Refused(ErrorCode.STALE_EPOCH, f"the orders of epoch {request.epoch} are not here")
-        ids = orders_between(snapshot, *places).ids
+        ids = await self._epoch_ids.get(request.epoch, lambda: orders_between(snapshot, *places).ids)
         return Ids(request.start, len(ids), tuple(ids[request.start : request.start + request.limit]))
 
-    def state(self, request: FetchState) -> StateLeaves:
+    async def state(self, request: FetchState) -> StateLeaves:
         """The state at the beginning of the epoch in force."""
         snapshot = self._store.snapshot()  # see `epoch_ids`
         view = View(snapshot)
@@ -452,7 +455,7 @@ class Replica:
         decision = view.record(identity) if identity is not None else None
         if identity is None or decision is None:
             return StateLeaves(b"", 0, request.start, 0, ())
-        found = leaves(Base(snapshot, view.epoch))
+        found = await self._leaves.get(view.epoch, lambda: leaves(Base(snapshot, view.epoch)))
         position = view.position(identity) or 0
         chosen = tuple(found[request.start : request.start + request.limit])
         return StateLeaves(decision, position, request.start, len(found), chosen)

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import trio
 import trio.testing
 
+from node import replica
 from node.bookkeeper import Settings
 from protocol.codec import body_hash, encode
-from protocol.errors import Refused
+from protocol.errors import ErrorCode, Refused
 from protocol.ids import ChannelId, NodeId
-from protocol.ledger.state import View, first_head
-from protocol.messages import FetchHead, FetchIds, Head, Hold, Ids, Message, Records
+from protocol.ledger import checkpoints
+from protocol.ledger.checkpoints import Union
+from protocol.ledger.state import Iterable, View, first_head
+from protocol.messages import (
+    FetchEpoch,
+    FetchHead,
+    FetchIds,
+    FetchSnapshot,
+    FetchState,
+    Head,
+    Hold,
+    Ids,
+    Join,
+    Joined,
+    Message,
+    Records,
+    Rejected,
+    StateLeaves,
+)
 from protocol.params import MAX_HOLD_LIFETIME, MAX_INTEGER
 from tests.node.ledgers import PRICES, QUOTE
 from tests.node.test_several_witnesses import begun, query
@@ -116,6 +136,50 @@ async def test_a_log_is_read_in_whole_pages() -> None:
         await carol.sync()
         assert questions == 1
         assert (await carol.balance(BOB.node)).balance == 15
+
+
+# --- anybody asks and asks ---
+
+
+async def test_pages_of_a_long_list_are_worked_out_once_and_beside_the_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    honest_leaves, honest_orders = checkpoints.leaves, checkpoints.orders_between
+
+    def counted_leaves(state: Iterable) -> list[bytes]:
+        made.append(threading.get_ident())
+        return honest_leaves(state)
+
+    def counted_orders(stored: Iterable, start: int, end: int) -> Union:
+        made.append(threading.get_ident())
+        return honest_orders(stored, start, end)
+
+    monkeypatch.setattr(replica, "leaves", counted_leaves)
+    monkeypatch.setattr(replica, "orders_between", counted_orders)
+    async with world_of(4) as world:
+        await begun(world)
+        world.clock.now += world.federation.genesis.epoch_length_ms
+        assert await world.first.epochs.end() == 1
+        made.clear()
+        for _ in range(5):
+            leaves = await world.first.answer(CAROL.node, FetchState(0, 1))
+            assert isinstance(leaves, StateLeaves) and len(leaves.leaves) == 1
+        assert len(made) == 1
+        for _ in range(5):
+            ids = await world.first.answer(CAROL.node, FetchEpoch(0, 0, 1))
+            assert isinstance(ids, Ids) and len(ids.ids) == 1
+        assert len(made) == 2 and threading.get_ident() not in made
+
+
+async def test_a_snapshot_that_nobody_signed_is_given_to_nobody() -> None:
+    async with world_of(4) as world:
+        await begun(world)
+        question = FetchSnapshot(0, 0, 8)
+        refused = await world.first.answer(CAROL.node, question)
+        assert isinstance(refused, Rejected) and refused.code == ErrorCode.INVALID_REQUEST
+        world.clock.now += world.federation.genesis.epoch_length_ms
+        assert isinstance(await world.first.answer(world.witnesses[1].node, Join(0, 1)), Joined)
+        ids = await world.first.answer(world.witnesses[1].node, question)
+        assert isinstance(ids, Ids) and ids.total == 1
 
 
 # --- a hostile payer ---
