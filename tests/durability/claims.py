@@ -255,9 +255,9 @@ class Reopened:
 
     async def end_epoch(self) -> None:
         """All agree, one proposes. Raises `Refused`."""
-        for book in self.witnesses:
-            await book.epochs.accept()
         for attempt in range(ATTEMPTS):
+            for book in self.witnesses:  # again each time: one may have agreed to an end that it had not heard of
+                await book.epochs.accept()
             try:
                 await self.witnesses[attempt % len(self.witnesses)].epochs.end()
                 return
