@@ -16,7 +16,16 @@ from protocol.ids import NodeId
 from protocol.ledger.certificates import Puts, check_vote
 from protocol.ledger.genesis import Federation
 from protocol.ledger.orders import AccountOrder, CheckedOrder, as_refusal, check_order, required_channel
-from protocol.ledger.state import Lock, View, double_vote_key, equivocation_key, u64
+from protocol.ledger.state import (
+    Account,
+    Lock,
+    View,
+    account_key,
+    base_key,
+    double_vote_key,
+    equivocation_key,
+    u64,
+)
 from protocol.messages import DoubleVote, Equivocation, Refund, WitnessSignature
 
 
@@ -28,14 +37,24 @@ class Proof:
     account: NodeId | None  # None: against a witness
     witness: int  # its index; 0 for a proof against an account
     epoch: int
+    sequence: int | None = None  # of two account orders
 
     def puts(self, view: View) -> Puts:
-        """What keeping it writes; nothing if it is known or no longer counts."""
+        """What keeping it writes; nothing if it is known or counts for nothing."""
         key = double_vote_key(self.witness) if self.account is None else equivocation_key(self.account)
         if self.account is not None and (self.epoch != view.epoch or view.frozen(self.account)):
             return {}
+        if self.account is not None and self._number_was_taken(view, self.account):
+            return {}
         known = view.reader.get(key) if self.account is None else None
         return {} if known is not None else {key: u64(self.epoch) + self.record}
+
+    def _number_was_taken(self, view: View, account: NodeId) -> bool:
+        """True if no order with this number can come into the epoch any more. A key of before signs for the numbers of
+        before: who stole it must not be able to make the account rest again and again."""
+        began = view.reader.get(base_key(view.epoch, account_key(account)))
+        taken = 0 if began is None else Account.decode(began).next_sequence
+        return self.sequence is not None and self.sequence < taken
 
 
 def equivocation(lock: Lock, checked: CheckedOrder) -> bytes:
@@ -59,7 +78,7 @@ def _equivocation(federation: Federation, view: View, record: bytes, proof: Equi
     second = check_order(federation, view, proof.second, proof.second_signature)
     _check_conflict(first, second)
     if isinstance(first.order, AccountOrder):
-        return Proof(record, NodeId(first.object), 0, first.order.epoch)
+        return Proof(record, NodeId(first.object), 0, first.order.epoch, first.version)
     channel = required_channel(view, first.order.channel)
     if not channel.open:
         raise Refused(ErrorCode.CHANNEL_CLOSED, "the channel is settled: the contradiction is decided")

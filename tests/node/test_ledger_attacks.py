@@ -12,11 +12,14 @@ from node import replica
 from node.bookkeeper import Settings
 from protocol.codec import body_hash, encode
 from protocol.errors import ErrorCode, Refused
+from protocol.gossip import Verdict
 from protocol.ids import ChannelId, NodeId
 from protocol.ledger import checkpoints
 from protocol.ledger.checkpoints import Union
 from protocol.ledger.state import Iterable, View, first_head
 from protocol.messages import (
+    Equivocation,
+    Evidence,
     FetchEpoch,
     FetchHead,
     FetchIds,
@@ -33,6 +36,7 @@ from protocol.messages import (
     StateLeaves,
 )
 from protocol.params import MAX_HOLD_LIFETIME, MAX_INTEGER
+from protocol.signing import Signer
 from tests.node.ledgers import PRICES, QUOTE
 from tests.node.test_several_witnesses import begun, query
 from tests.node.witnesses import World, world_of
@@ -221,3 +225,31 @@ async def long_hold(world: World) -> ChannelId:
     )
     await alice._ordering.order(ALICE.node, ALICE, body)
     return ChannelId(body_hash(body))
+
+
+# --- a thief of a key that was replaced ---
+
+
+async def test_a_key_that_was_replaced_in_an_earlier_epoch_cannot_make_its_account_rest() -> None:
+    async with world_of(4) as world:
+        alice, _ = await begun(world)
+        old = Signer.from_seed(bytes(range(32)))
+        shop = await alice.accounts.create("shop", bytes(range(32)))
+        await alice.accounts.rotate(shop, bytes(range(1, 33)))
+        await alice.accounts.move(ALICE.node, shop, 1_000)
+        world.clock.now += world.federation.genesis.epoch_length_ms
+        assert await world.first.epochs.end() == 1
+        await alice.sync()
+
+        def signed(sequence: int, amount: int) -> tuple[bytes, bytes]:
+            body = encode(
+                Hold(shop, sequence, first_head(shop), CAROL.node, amount, 1, 1, world.clock.now, QUOTE, epoch=1)
+            )
+            return body, old.sign(world.federation.id, body)
+
+        proof = encode(Equivocation(*signed(0, 1), *signed(0, 2)))
+        for witness in world.witnesses:
+            evidence = world.books[witness.node].evidence
+            assert evidence.judge(encode(Evidence(1, (proof,)))) is Verdict.IGNORE
+            assert not await evidence.take(proof)
+        await alice.accounts.move(shop, ALICE.node, 1_000)

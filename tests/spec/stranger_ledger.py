@@ -580,6 +580,7 @@ class Proof:
     account: str | None
     witness: int
     epoch: int
+    sequence: int | None = None  # of two account orders
 
 
 def open_proof(ledger: Ledger, data: str) -> Proof:
@@ -595,7 +596,7 @@ def _equivocation(ledger: Ledger, proof: Message) -> Proof:
     first, second = (rules.check(proof[name], proof[f"{name}_signature"]) for name in ("first", "second"))
     _check_conflict(first, second)
     if first.numbered:
-        return Proof(first.object, 0, first.order["epoch"])
+        return Proof(first.object, 0, first.order["epoch"], first.version)
     channel = ledger.state.channels[first.object]
     require(channel.status == "open", "CHANNEL_CLOSED")
     return Proof(channel.hold["payee"], 0, ledger.epoch)
@@ -624,7 +625,8 @@ def take_proof(ledger: Ledger, proof: Proof) -> bool:
         counts = named not in known
         known.add(named)
         return counts
-    counts = proof.epoch == ledger.epoch and proof.account not in ledger.resting
+    taken = proof.sequence is not None and proof.sequence < ledger.base.account(proof.account).next_sequence
+    counts = proof.epoch == ledger.epoch and proof.account not in ledger.resting and not taken
     if counts:
         ledger.resting.add(proof.account)
     return counts
