@@ -273,12 +273,24 @@ class EpochChange:
 
     async def _examine(self, propose: Propose, peer: NodeId) -> Union:
         """The union of a proposal's sources, each checked. Raises `Refused`."""
+        self._check_signed(propose)
         found: dict[bytes, bytes] = {}
         for source in epochs.open_checkpoint(propose.checkpoint).sources:
             known = self._collected.get(source.witness) if self._is_own(peer) else None
             union = known or await self._collect(peer, source.witness, source.count, source.root)
             found |= union.certificates
         return Union(found)
+
+    def _check_signed(self, propose: Propose) -> None:
+        """What can be said of a proposal before anything is fetched for it: only then it is worth the work."""
+        view, checkpoint = View(self._store, self._verify), epochs.open_checkpoint(propose.checkpoint)
+        if checkpoint.epoch != view.epoch + 1:
+            raise Refused(ErrorCode.STALE_EPOCH, f"checkpoint {checkpoint.epoch}; epoch {view.epoch} is in force here")
+        if epochs.role(view) is None:
+            raise Refused(ErrorCode.BAD_SEQUENCE, "this witness has not joined")
+        epochs.check_justified(self._federation, view, propose, view.epoch)
+        for source in checkpoint.sources:
+            epochs.check_snapshot(self._federation, view, source, view.epoch, checkpoint.previous)
 
     def _is_own(self, peer: NodeId) -> bool:
         return self._seat is not None and peer == self._seat.signer.node

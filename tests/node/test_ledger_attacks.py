@@ -13,11 +13,12 @@ from node.bookkeeper import Settings
 from protocol.codec import body_hash, encode
 from protocol.errors import ErrorCode, Refused
 from protocol.gossip import Verdict
-from protocol.ids import ChannelId, NodeId
+from protocol.ids import NO_HASH, ChannelId, NodeId
 from protocol.ledger import checkpoints
 from protocol.ledger.checkpoints import Union
 from protocol.ledger.state import Iterable, View, first_head
 from protocol.messages import (
+    Checkpoint,
     Equivocation,
     Evidence,
     FetchEpoch,
@@ -31,8 +32,11 @@ from protocol.messages import (
     Join,
     Joined,
     Message,
+    Promised,
+    Propose,
     Records,
     Rejected,
+    Source,
     StateLeaves,
 )
 from protocol.params import MAX_HOLD_LIFETIME, MAX_INTEGER
@@ -140,6 +144,23 @@ async def test_a_log_is_read_in_whole_pages() -> None:
         await carol.sync()
         assert questions == 1
         assert (await carol.balance(BOB.node)).balance == 15
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+async def test_nothing_is_fetched_for_a_proposal_that_nobody_signed(frozen: bool) -> None:
+    async with world_of(4) as world:
+        await begun(world)
+        world.clock.now += world.federation.genesis.epoch_length_ms
+        honest, liar = world.first, world.witnesses[1].node
+        if frozen:
+            assert isinstance(await honest.answer(liar, Join(0, 1)), Joined)
+        sources = tuple(Source(index, 1_000_000, b"?" * 32, bytes(64)) for index in range(3))
+        checkpoint = Checkpoint(1, world.federation.id, world.clock.now, 1, b"?" * 32, b"?" * 32, sources)
+        promises = tuple(Promised(index, 0, NO_HASH, bytes(64)) for index in range(3))
+        world.asked.clear()
+        answer = await honest.answer(liar, Propose(1, encode(checkpoint), promises, ()))
+        assert isinstance(answer, Rejected)
+        assert not [request for _, _, request in world.asked if isinstance(request, FetchSnapshot)]
 
 
 # --- anybody asks and asks ---
