@@ -516,7 +516,6 @@ _PRUNING = {
     "prune-what-was-pruned": ("view.first_epoch <= epoch", "True"),
     "prune-without-a-base": ('begun and next(iter(stored.iterate(base_key(epoch, b"a"))), None) is not None', "begun"),
     "prune-into-the-kept-part": ("LOG_FIRST: u64(decision + 1)", "LOG_FIRST: u64(decision)"),
-    "open-channels-are-pruned": ("channel is None or channel.open or ", "channel is None or "),
     "channels-of-the-kept-part-are-pruned": (" or kept.get(channel_key(identity)) is not None", ""),
     "ended-channels-stay": (", **_ended(stored, kept)}", "}"),
     "orders-stay": ("    puts[certificate_key(identity)] = None\n", ""),

@@ -356,3 +356,42 @@ def test_what_can_be_pruned(witnesses: Witnesses) -> None:
     assert [prunable(one.state, epoch) for epoch in range(5)] == [False, False, True, True, False]
     end(4)
     assert [prunable(one.state, epoch) for epoch in range(5)] == [False, False, True, False, True]
+
+
+def test_votes_for_channels_that_are_gone_are_forgotten(witnesses: Witnesses) -> None:
+    one = witnesses[0]
+    channel = next(key[1:] for key, _ in one.state.iterate(b"o"))
+    settled(one.close(BOB, channel, one.voucher(ALICE, channel, 100, 50)), witnesses)
+    assert one.view.lock(channel, 0) is not None
+    decision = Round(one, 0).run(witnesses)
+    adopt(decision, witnesses)
+    for puts in prune(one.state, 1):
+        one.state.write(puts)
+    assert one.view.channel(channel) is None and one.view.lock(channel, 0) is None
+
+
+# --- how long something holds ---
+
+
+def test_a_witness_abstains_up_to_the_last_epoch_in_which_it_may_have_signed(witnesses: Witnesses) -> None:
+    one = witnesses[3]
+    one.state.write({ABSTAIN: u64(1)})  # set back to a ledger of the epoch before
+    silent = []
+    for epoch in range(3):
+        assert one.view.epoch == epoch
+        silent.append(one.view.abstaining)
+        for other in witnesses:
+            other.now += 1
+        adopt(Round(witnesses[0], 0).run(witnesses[:3]), witnesses)
+    assert silent == [True, True, False]
+
+
+def test_an_account_rests_until_the_epoch_ends(witnesses: Witnesses) -> None:
+    one = witnesses[0]
+    first, second = (one.hold(ALICE, BOB.node, amount) for amount in (1, 2))
+    one.vote(first)
+    assert refusal(one.vote, second) is ErrorCode.EQUIVOCATION
+    assert one.view.frozen(ALICE.node)
+    adopt(Round(one, 0).run(witnesses), witnesses)
+    assert not one.view.frozen(ALICE.node)
+    settled(one.hold(ALICE, BOB.node, 3), witnesses)
