@@ -29,7 +29,7 @@ from tests.durability.attacks import KINDS, Attacker, Judge
 from tests.durability.blows import Life
 from tests.durability.books import hasten
 from tests.durability.claims import Claims, look
-from tests.durability.small_world import SmallWorld
+from tests.durability.small_world import ISSUER, SmallWorld
 from tests.durability.wire import LineBroken
 
 SPEED = 10  # a hold's hour passes in six minutes
@@ -133,6 +133,9 @@ async def _attack(
 
 def _battle(judge: Judge, claims: Claims, world: SmallWorld, seconds: float) -> Battle:
     known = [claims.proofs[name] for name in world.honest]
+    for name in (*world.names, ISSUER):
+        if any(_names(proofs, world, name) for proofs in known):
+            claims.problem(f"there is a proof against {name}, who is honest")
     return Battle(
         judge.attempts,
         judge.given,

@@ -165,6 +165,9 @@ def _closed(claims: Claims, said: Json) -> None:
 
 def _refused(claims: Claims, said: Json) -> None:
     claims.refusals[said["code"]] += 1
+    behind = claims.liars and said["code"] == ErrorCode.EQUIVOCATION.name
+    if behind:  # witnesses that have not heard of a new epoch yet remember an order that is void; no proof comes of it
+        return
     if said["code"] in {code.name for code in NEVER}:
         claims.problem(f"an honest node was refused: {said['code']}: {said['message']}")
 
@@ -178,6 +181,8 @@ def _not_served(claims: Claims, said: Json) -> None:
 
 def _proofs(claims: Claims, said: Json) -> None:
     claims.proofs[said["by"]].update(said["known"])
+    if said["known"] and not claims.liars:
+        claims.problem(f"{said['by']} has proofs where all are honest: {said['known']}")
 
 
 def _nothing(claims: Claims, said: Json) -> None:
