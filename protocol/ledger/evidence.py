@@ -44,17 +44,18 @@ class Proof:
         key = double_vote_key(self.witness) if self.account is None else equivocation_key(self.account)
         if self.account is not None and (self.epoch != view.epoch or view.frozen(self.account)):
             return {}
-        if self.account is not None and self._number_was_taken(view, self.account):
+        if self.account is not None and self.sequence is not None and self._is_idle(view, self.account, self.sequence):
             return {}
         known = view.reader.get(key) if self.account is None else None
         return {} if known is not None else {key: u64(self.epoch) + self.record}
 
-    def _number_was_taken(self, view: View, account: NodeId) -> bool:
-        """True if no order with this number can come into the epoch any more. A key of before signs for the numbers of
-        before: who stole it must not be able to make the account rest again and again."""
+    def _is_idle(self, view: View, account: NodeId, sequence: int) -> bool:
+        """True if no order with this number can come into the epoch any more, or the account has nothing. A key of
+        before signs for the numbers of before: who stole it must not be able to make the account rest again and again.
+        And keys are free: nobody keeps and forwards what is proved of accounts that somebody just made up."""
         began = view.reader.get(base_key(view.epoch, account_key(account)))
         taken = 0 if began is None else Account.decode(began).next_sequence
-        return self.sequence is not None and self.sequence < taken
+        return sequence < taken or not view.account(account).known
 
 
 def equivocation(lock: Lock, checked: CheckedOrder) -> bytes:

@@ -274,3 +274,23 @@ async def test_a_key_that_was_replaced_in_an_earlier_epoch_cannot_make_its_accou
             assert evidence.judge(encode(Evidence(1, (proof,)))) is Verdict.IGNORE
             assert not await evidence.take(proof)
         await alice.accounts.move(shop, ALICE.node, 1_000)
+
+
+# --- keys are free ---
+
+
+async def test_proofs_about_accounts_that_somebody_made_up_are_neither_kept_nor_forwarded() -> None:
+    async with world_of(4) as world:
+        await begun(world)
+        nobody = Signer.from_seed(bytes(range(32)))
+
+        def signed(amount: int) -> tuple[bytes, bytes]:
+            head, expiry = first_head(nobody.node), world.clock.now
+            body = encode(Hold(nobody.node, 0, head, CAROL.node, amount, 1, 1, expiry, QUOTE, epoch=0))
+            return body, nobody.sign(world.federation.id, body)
+
+        proof = encode(Equivocation(*signed(1), *signed(2)))
+        evidence = world.first.evidence
+        assert evidence.judge(encode(Evidence(1, (proof,)))) is Verdict.IGNORE
+        assert not await evidence.take(proof)
+        assert evidence.listed() == []

@@ -626,7 +626,8 @@ def take_proof(ledger: Ledger, proof: Proof) -> bool:
         known.add(named)
         return counts
     taken = proof.sequence is not None and proof.sequence < ledger.base.account(proof.account).next_sequence
-    counts = proof.epoch == ledger.epoch and proof.account not in ledger.resting and not taken
+    made_up = proof.sequence is not None and not ledger.state.account(proof.account).in_use
+    counts = proof.epoch == ledger.epoch and proof.account not in ledger.resting and not (taken or made_up)
     if counts:
         ledger.resting.add(proof.account)
     return counts
