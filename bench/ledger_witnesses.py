@@ -2,7 +2,7 @@
 
 Rule: a witness is a real bookkeeper on a real LevelDB that answers what a node asks when it pays and is paid, request
 by request. The owners' orders are signed beforehand, so that the witness is what is measured. The way between them is
-a local socket with the frames of the protocol; what libp2p costs is measured by bench/gateway.py.
+a local socket with the frames of the protocol; what libp2p adds is measured by ledger_over_libp2p.py.
 """
 
 from __future__ import annotations
