@@ -1,5 +1,6 @@
 """A few kills of each kind; `python tests/durability/kill_ledger.py --kills 200` is the long version."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -8,39 +9,21 @@ from tests.durability import kill_ledger
 
 pytestmark = pytest.mark.slow
 
-
-def test_nothing_acknowledged_is_lost_by_kills(tmp_path: Path) -> None:
-    tally = kill_ledger.run(tmp_path, kills=8, seed=7)
-    assert tally.problems == []
-    assert tally.kills >= 8 and tally.certificates > 20
-    assert all(tally.acknowledged[what] for what in ("voted", "stored", "granted", "held", "signed", "taken", "closed"))
+SAID = ("voted", "stored", "granted", "held", "signed", "taken", "closed", "agreed")
+RUNS = 5  # at most: a busy machine does less between two kills
 
 
-def test_a_store_that_acknowledges_too_early_is_found(tmp_path: Path) -> None:
-    tally = kill_ledger.run(tmp_path, kills=16, seed=7, store="lazy")
-    assert any("is lost" in problem for problem in tally.problems)
+@pytest.mark.parametrize("witnesses", [1, 4])
+def test_nothing_acknowledged_is_lost_by_kills(tmp_path: Path, witnesses: int) -> None:
+    heard, kills = Counter[str](), 0
+    while kills < 8 or not all(heard[what] for what in SAID):
+        assert kills < 8 * RUNS, f"too little was done to say anything: {heard}"
+        tally = kill_ledger.run(tmp_path / str(kills), kills=8, seed=7 + kills, witnesses=witnesses)
+        assert tally.problems == [] and tally.underpaid == []
+        heard, kills = heard + tally.acknowledged, kills + tally.kills
 
 
-def test_nothing_final_is_lost_by_kills_of_four_witnesses(tmp_path: Path) -> None:
-    tally = kill_ledger.run(tmp_path, kills=10, seed=7, witnesses=4)
-    assert tally.problems == [] and tally.underpaid == []
-    assert tally.kills >= 10 and tally.certificates > 20
-    said = (
-        "voted",
-        "stored",
-        "granted",
-        "held",
-        "signed",
-        "taken",
-        "closed",
-        "joined",
-        "balloted",
-        "committed",
-        "agreed",
-    )
-    assert all(tally.acknowledged[what] for what in said)
-
-
-def test_four_witnesses_that_acknowledge_too_early_are_found(tmp_path: Path) -> None:
-    tally = kill_ledger.run(tmp_path, kills=16, seed=7, store="lazy", witnesses=4)
-    assert tally.problems
+@pytest.mark.parametrize("witnesses", [1, 4])
+def test_a_store_that_acknowledges_too_early_is_found(tmp_path: Path, witnesses: int) -> None:
+    tally = kill_ledger.run(tmp_path, kills=24, seed=7, store="lazy", witnesses=witnesses)
+    assert any("is lost" in problem or "two signed" in problem for problem in tally.problems), tally.problems

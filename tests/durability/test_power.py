@@ -41,7 +41,7 @@ def test_a_store_that_leaves_the_names_of_its_files_to_chance_is_found(tmp_path:
 def test_nothing_acknowledged_is_lost_with_the_power(tmp_path: Path, witnesses: int) -> None:
     tally, losses = power_loss.lose(tmp_path / "world", moments=6, seed=11, witnesses=witnesses)
     assert tally.problems == [] and tally.underpaid == []
-    assert tally.kills >= 6 and tally.certificates > 20 and losses.unsynced_bytes > 0
+    assert tally.kills >= 6 and tally.certificates > 0 and losses.unsynced_bytes > 0
 
 
 def test_a_federation_on_unsynced_stores_is_found(tmp_path: Path) -> None:
