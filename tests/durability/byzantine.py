@@ -27,7 +27,7 @@ import trio
 from protocol.ids import peer_id
 from tests.durability.attacks import KINDS, Attacker, Judge
 from tests.durability.blows import Life
-from tests.durability.books import hasten
+from tests.durability.books import hastened
 from tests.durability.claims import Claims, look
 from tests.durability.small_world import ISSUER, SmallWorld
 from tests.durability.wire import LineBroken
@@ -64,6 +64,7 @@ class Battle:
         return not (self.successes or self.problems or self.underpaid)
 
 
+@hastened()
 def run(
     root: Path,
     attempts: int,
@@ -76,7 +77,6 @@ def run(
 ) -> Battle:
     """So many attempts. `stop`: at the first success, and nothing is looked at then; in an epoch that does not end, for
     with too many faults it might never."""
-    hasten()
     began, chance = time.monotonic(), random.Random(seed)
     given = {"liars": liars, "careless": careless, "epoch_seconds": FOR_EVER if stop else EPOCH_SECONDS}
     world = SmallWorld.create(root / "world", SPEED, "real", seed, WITNESSES, **given)

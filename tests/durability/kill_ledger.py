@@ -25,7 +25,7 @@ import trio
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.durability.blows import Life
-from tests.durability.books import hasten
+from tests.durability.books import hastened
 from tests.durability.claims import Claims, look
 from tests.durability.small_world import STORES, SmallWorld
 
@@ -126,11 +126,11 @@ class Killer:
 MakeKiller = Callable[[SmallWorld, random.Random, Tally], Killer]
 
 
+@hastened()
 def run(
     root: Path, kills: int, seed: int, store: str = "real", killer: MakeKiller = Killer, witnesses: int = 1
 ) -> Tally:
     """At least `kills` kills."""
-    hasten()
     tally, chance, began = Tally(), random.Random(seed), time.monotonic()
     number = 0
     while tally.kills < kills:

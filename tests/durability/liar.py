@@ -52,7 +52,7 @@ from protocol.messages import (
     Vote,
     Voted,
 )
-from tests.durability.books import Process, hasten
+from tests.durability.books import Process, hastened
 from tests.durability.small_world import SmallWorld
 from tests.durability.wire import MAX_LINE, Json
 from tests.protocol.ledger_world import signer
@@ -216,10 +216,10 @@ _ALWAYS = (RequestVote,)
 
 
 async def _main(folder: Path, process: str) -> None:
-    hasten()
     Witness.forgot = lambda self, view, certificate: False  # type: ignore[method-assign]  # it knows well what it does
-    async with trio.open_nursery() as nursery:
-        await Liar(SmallWorld.open(folder), process, nursery).run()
+    with hastened():
+        async with trio.open_nursery() as nursery:
+            await Liar(SmallWorld.open(folder), process, nursery).run()
 
 
 if __name__ == "__main__":

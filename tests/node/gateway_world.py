@@ -27,7 +27,7 @@ from protocol.signing import Signer
 
 WORKER: NodeId = Signer.from_seed(b"\x07" * 32).node
 MODEL = "smollm2-135m"
-HANG_SECONDS = 15  # after which a client gives up
+HANG_SECONDS = 45  # after which a client gives up
 
 Emit = Callable[[AnswerEvent], Awaitable[None]]
 Script = Callable[[Question, Emit], Awaitable[None]]
