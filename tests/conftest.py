@@ -1,12 +1,16 @@
 """For all tests: no clock in Hypothesis, and no skip that hides in CI."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
 
 settings.register_profile("mtor", deadline=None)  # a busy machine must not fail a test
 settings.load_profile("mtor")
+
+# A run in the background of a shell ignores Ctrl-C, and so would every program that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 MAY_SKIP_IN_CI = ("needs a CUDA card",)  # reasons that CI's machine cannot do anything about
 
