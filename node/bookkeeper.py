@@ -50,7 +50,7 @@ from protocol.errors import Refused
 from protocol.ids import ChannelId, FederationId, NodeId
 from protocol.ledger.audit import Report
 from protocol.ledger.genesis import Federation
-from protocol.ledger.state import EPOCH, Account, Draft, View, channel_key
+from protocol.ledger.state import EPOCH, Account, Draft, View, channel_key, open_channels
 from protocol.messages import Genesis, Message, Pay
 from protocol.signing import Signer, verify
 
@@ -497,11 +497,10 @@ def _balance(reader: Snapshot, account: NodeId) -> Balance:
     """Walks the open channels."""
     view = View(reader)
     held = pending = owed = 0
-    for key, _ in reader.iterate(b"o"):
-        channel = view.channel(key[1:])
-        if channel is None or account not in (channel.payer, channel.payee):
+    for identity, channel in open_channels(reader):
+        if account not in (channel.payer, channel.payee):
             continue
-        promised = last_voucher(reader, ChannelId(key[1:])).cumulative
+        promised = last_voucher(reader, identity).cumulative
         paying = channel.payer == account
         held += channel.amount if paying else 0
         owed += promised if paying else 0

@@ -20,7 +20,6 @@ from node.store import Snapshot, Store
 from protocol import params
 from protocol.errors import ErrorCode, Refused
 from protocol.ledger import merkle
-from protocol.ledger.certificates import Puts
 from protocol.ledger.checkpoints import (
     Adoption,
     Union,
@@ -35,7 +34,7 @@ from protocol.ledger.epochs import open_decision
 from protocol.ledger.genesis import Federation
 from protocol.ledger.orders import MissingPredecessor
 from protocol.ledger.pruning import prunable, prune
-from protocol.ledger.state import ABSTAIN, Base, Draft, Verify, View, u64
+from protocol.ledger.state import ABSTAIN, Base, Draft, Puts, Verify, View, u64
 from protocol.messages import Checkpoint
 
 log = logging.getLogger("mtor.ledger")

@@ -26,11 +26,10 @@ from protocol.codec import body_hash
 from protocol.errors import ErrorCode, Refused
 from protocol.ids import NodeId, short
 from protocol.ledger import epochs, merkle
-from protocol.ledger.certificates import Puts
 from protocol.ledger.checkpoints import Union, epoch_orders, last_checkpoint_ms, outcome
 from protocol.ledger.epochs import COMMIT, PREPARE, ROLE, Seat
 from protocol.ledger.genesis import Federation
-from protocol.ledger.state import ABSTAIN, Draft, Verify, View, number, u64
+from protocol.ledger.state import ABSTAIN, EPOCH, LOG_LENGTH, Draft, Puts, Verify, View, number, u64
 from protocol.messages import (
     Ballot,
     Balloted,
@@ -267,7 +266,7 @@ class EpochChange:
         raise Refused(ErrorCode.OVERLOADED, "the ledger moves too fast to freeze", params.SECONDS)
 
     def _put_if_unmoved(self, snapshot: Snapshot, puts: Puts, draft: Draft) -> None:
-        if any(draft.get(key) != snapshot.get(key) for key in (ROLE, b"m:log", b"m:epoch", ABSTAIN)):
+        if any(draft.get(key) != snapshot.get(key) for key in (ROLE, LOG_LENGTH, EPOCH, ABSTAIN)):
             raise _Moved
         draft.update(puts)
 

@@ -12,16 +12,15 @@ from typing import Any
 from node.ledger_writer import LedgerWriter
 from node.store import Store
 from protocol import params
-from protocol.codec import decode_as, encode
+from protocol.codec import decode_as, encode, is_a
 from protocol.errors import ErrorCode, ProtocolError, Refused
 from protocol.gossip import Verdict
 from protocol.ids import NodeId, peer_id, short
 from protocol.ledger.evidence import Proof, open_proof
 from protocol.ledger.genesis import Federation
 from protocol.ledger.orders import MissingPredecessor
-from protocol.ledger.state import Draft, Verify, View, number
-from protocol.messages import NUMBERS, Equivocation, Evidence, FetchEvidence
-from protocol.signing import message_number
+from protocol.ledger.state import Draft, Verify, View, split_number
+from protocol.messages import Equivocation, Evidence, FetchEvidence
 
 log = logging.getLogger("mtor.ledger")
 
@@ -93,30 +92,29 @@ class EvidenceKeeper:
 
     def fetch(self, request: FetchEvidence) -> Evidence:
         """What is known here, as much as fits."""
-        records = [value[8:] for _, _, value in self._stored()]
+        records = [record for _, _, _, record in self._stored()]
         return Evidence(len(records), tuple(records[request.start : request.start + request.limit]))
 
     def listed(self) -> list[dict[str, Any]]:
         """What is known here, for people."""
         shown = []
-        for kind, subject, value in self._stored():
-            who = peer_id(NodeId(subject)) if kind == b"e" else peer_id(self._witness(subject[0]))
+        for kind, subject, epoch, record in self._stored():
+            who = peer_id(NodeId(subject) if kind == b"e" else self._federation.witness(subject[0]))
             what = "two orders with one number" if kind == b"e" else "two votes for one number"
-            shown.append({"who": who, "signed": what, "epoch": number(value[:8]), "proof": value[8:].hex()})
+            shown.append({"who": who, "signed": what, "epoch": epoch, "proof": record.hex()})
         return shown
 
-    def _witness(self, index: int) -> NodeId:
-        return NodeId(self._federation.witness(index))
-
-    def _stored(self) -> list[tuple[bytes, bytes, bytes]]:
-        epoch = View(self._store).epoch
-        pairs = [(kind, key[1:], value) for kind in (b"e", b"w") for key, value in self._store.iterate(kind)]
-        return [entry for entry in pairs if entry[0] == b"w" or number(entry[2][:8]) == epoch]
+    def _stored(self) -> list[tuple[bytes, bytes, int, bytes]]:
+        """Kind, subject, epoch and proof of those that count now."""
+        now = View(self._store).epoch
+        pairs = [(kind, *pair) for kind in (b"e", b"w") for pair in self._store.iterate(kind)]
+        proofs = [(kind, key[1:], *split_number(value)) for kind, key, value in pairs]
+        return [proof for proof in proofs if proof[0] == b"w" or proof[2] == now]
 
 
 def _depends_on_the_ledger(record: bytes, refusal: Refused) -> bool:
     """True if the proof may be good for whoever forwarded it: its ledger may know more than this one, or less."""
-    unknown_key = refusal.code is ErrorCode.BAD_SIGNATURE and message_number(record) == NUMBERS[Equivocation]
+    unknown_key = refusal.code is ErrorCode.BAD_SIGNATURE and is_a(Equivocation, record)
     return isinstance(refusal, MissingPredecessor) or refusal.code is ErrorCode.CHANNEL_CLOSED or unknown_key
 
 

@@ -32,7 +32,9 @@ from protocol.ledger.state import (
     Iterable,
     View,
     first_head,
+    log_key,
     number,
+    split_number,
 )
 from protocol.messages import Checkpoint, Close, Decision, Message, Pay, Refund
 
@@ -71,6 +73,7 @@ class _Audit:
         self._federation = federation
         self._reader = reader
         self._view = View(reader)
+        self._beginning = View(Base(reader, self._view.first_epoch))  # of the part that is kept
         self._now_ms = now_ms
         self._votes: Counter[int] = Counter()  # by witness, in the epoch in force
         self._in_epoch = 0  # certificates there
@@ -156,14 +159,8 @@ class _Audit:
         last = self._view.order_at(identity, account.next_sequence - 1)
         if last is not None and last != account.head:
             self._checks["I4"].fail(f"the head of {peer_id(identity)} is not its order {account.next_sequence - 1}")
-        pruned = Account.decode(base).next_sequence if (base := self._base(identity)) is not None else 0
-        if last is None and account.next_sequence != pruned:
+        if last is None and account.next_sequence != self._beginning.account(identity).next_sequence:
             self._checks["I4"].fail(f"order {account.next_sequence - 1} of {peer_id(identity)} is missing")
-
-    def _base(self, account: bytes) -> bytes | None:
-        """An account as it was when the kept part of the ledger began."""
-        epoch = self._view.first_epoch
-        return Base(self._reader, epoch).get(b"a" + account) if epoch else None
 
     # --- channels --------------------------------------------------------------------------------------
 
@@ -251,8 +248,8 @@ class _Audit:
 
     def _places(self) -> Iterator[tuple[int, bytes]]:
         first = self._view.log_first
-        for key, identity in self._reader.iterate(b"n", b"n" + first.to_bytes(8, "big")):
-            yield int.from_bytes(key[1:], "big"), identity
+        for key, identity in self._reader.iterate(b"n", log_key(first)):
+            yield number(key[1:]), identity
 
     def _check_decision(self, identity: bytes, record: bytes, previous: bytes | None) -> bytes:
         checkpoint = decode_as(Checkpoint, decode_as(Decision, record).body)
@@ -285,9 +282,9 @@ class _Audit:
     def _predecessor(self, owner: bytes, sequence: int) -> bytes:
         if sequence == 0:
             return first_head(owner)
-        base = self._base(owner)
-        if base is not None and Account.decode(base).next_sequence == sequence:
-            return Account.decode(base).head
+        began = self._beginning.account(owner)
+        if began.next_sequence == sequence:
+            return began.head
         return self._view.order_at(owner, sequence - 1) or NO_HASH
 
     def _check_settlement(self, identity: bytes, order: Close | Refund) -> None:
@@ -315,7 +312,7 @@ class _Audit:
 
     def _evidence(self) -> Json:
         """Proofs of misbehaviour that are kept here."""
-        proven = [(key[1:], number(value[:8])) for key, value in self._reader.iterate(b"e")]
+        proven = [(key[1:], split_number(value)[0]) for key, value in self._reader.iterate(b"e")]
         return {
             "equivocations": [{"account": peer_id(NodeId(key)), "epoch": epoch} for key, epoch in proven[:TOP]],
             "equivocations_count": len(proven),

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from node.store import Snapshot
 from protocol import params
-from protocol.codec import encode
+from protocol.codec import encode, is_a
 from protocol.errors import Malformed, ProtocolError
 from protocol.framing import FrameReader, frame
 from protocol.ids import FederationId
 from protocol.ledger.checkpoints import leaves
 from protocol.ledger.genesis import Federation, open_genesis
-from protocol.ledger.state import Base, View, checkpoint_key
-from protocol.messages import NUMBERS, Certificate, Decision, Message, StateLeaves
+from protocol.ledger.state import Base, View
+from protocol.messages import Certificate, Decision, StateLeaves
 
 FIRST_LINE = b"MTOR ledger export 1\n"
 PIECE_BYTES = 64 * 1024
@@ -77,7 +77,7 @@ def _beginning(stored: Snapshot) -> Iterator[bytes]:
     view = View(stored)
     if view.first_epoch == 0:
         return
-    identity = stored.get(checkpoint_key(view.first_epoch)) or b""
+    identity = view.checkpoint(view.first_epoch) or b""
     decision, position = view.record(identity), view.position(identity)
     assert decision is not None and position is not None  # pruning keeps them
     found = leaves(Base(stored, view.first_epoch))
@@ -151,11 +151,6 @@ def open_export(path: Path, expected: FederationId | None = None, tell: Tell = l
         hashed += len(whole)
         tell(place, size)
     raise ExportError(f"{path} ends too early: only a part of the export is there; copy or export it again")
-
-
-def is_a(kind: type[Message], message: bytes) -> bool:
-    """True if the encoded message says that it is one of these."""
-    return message[1:2] == bytes([NUMBERS[kind]])
 
 
 def _federation(path: Path, genesis: bytes, expected: FederationId | None) -> Federation:

@@ -15,19 +15,19 @@ from itertools import islice
 import trio
 
 from node.checkpoint_keeper import CheckpointKeeper
-from node.ledger_export import ExportFile, is_a
+from node.ledger_export import ExportFile
 from node.ledger_writer import LedgerWriter
 from node.store import Store
 from node.witness import Witness
 from protocol import params
-from protocol.codec import decode_as
+from protocol.codec import decode_as, is_a
 from protocol.errors import ErrorCode, Malformed, Refused
 from protocol.ledger import merkle
 from protocol.ledger.checkpoints import record_id
 from protocol.ledger.epochs import open_checkpoint, open_decision
 from protocol.ledger.genesis import Federation
 from protocol.ledger.orders import MissingPredecessor
-from protocol.ledger.state import Draft, View, checkpoint_key
+from protocol.ledger.state import Draft, View
 from protocol.messages import Certificate, Checkpoint, Decision, Genesis, StateLeaves
 
 APPLIED_AT_ONCE = 32
@@ -198,7 +198,7 @@ class Import:
                 f"the file leaves out how epoch {view.epoch} ended, in which this ledger is; use one that reaches "
                 "further back, or let the node read its witnesses",
             )
-        mine = self._store.get(checkpoint_key(checkpoint.epoch))
+        mine = view.checkpoint(checkpoint.epoch)
         if mine is not None and mine != record_id(record):
             open_decision(self._federation, view, record)  # a forged one is not worth the alarm
             raise Refused(

@@ -17,7 +17,7 @@ from protocol.ids import NodeId
 from protocol.ledger.certificates import open_certificate
 from protocol.ledger.families import related
 from protocol.ledger.genesis import Federation
-from protocol.ledger.state import Base, Channel, ChannelStatus, Iterable, View
+from protocol.ledger.state import Base, Channel, ChannelStatus, Iterable, View, u64
 from protocol.messages import Grant, Hold, Message, Move
 
 
@@ -101,7 +101,7 @@ class AccountLines:
 
     def in_order(self) -> Iterator[Line]:
         """All lines as this node's log has them; 40 bytes a line are kept in memory."""
-        places = sorted((self._view.position(line.id) or 0).to_bytes(8, "big") + line.id for line in self.walk())
+        places = sorted(u64(self._view.position(line.id) or 0) + line.id for line in self.walk())
         for place in places:
             line = self.line(place[8:])
             if line is not None:

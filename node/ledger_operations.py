@@ -18,11 +18,12 @@ from node.bookkeeper import Bookkeeper
 from node.ledger_export import ExportError, exported, open_export
 from node.ledger_import import Imported
 from node.ledger_proving import proof_of
-from node.ledger_reports import GROUPS, account_named
+from node.ledger_reports import GROUPS
 from node.operations import Emit, Json, Method, OperationFailed, Streaming, dispatch, dispatch_stream
 from node.signature_pool import verify_on_all_cores
 from node.store import Snapshot, StoreError
 from protocol.codec import encode
+from protocol.errors import Malformed
 from protocol.ids import NodeId, parse_peer_id, peer_id
 from protocol.ledger.proofs import prove_state
 from protocol.ledger.state import View, number
@@ -117,7 +118,7 @@ class LedgerOperations:
 
     def _prove(self, subject: str, state: bool) -> Json:
         federation, stored = self._bookkeeper.snapshot()
-        account = self._node if not subject else self._bookkeeper.wallet.named(subject) or account_named(subject)
+        account = self._node if not subject else self._bookkeeper.wallet.named(subject) or _peer(subject)
         if account is not None:
             proof, about = prove_state(federation, stored, account), {"account": peer_id(account)}
         else:
@@ -189,6 +190,14 @@ class LedgerOperations:
             "witness": bookkeeper.is_witness,
             "issuer": bookkeeper.is_issuer,
         }
+
+
+def _peer(text: str) -> NodeId | None:
+    """The account that `text` names, None if it is no peer id."""
+    try:
+        return parse_peer_id(text)
+    except Malformed:
+        return None
 
 
 class _Watched:

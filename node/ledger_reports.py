@@ -17,17 +17,18 @@ from typing import Any
 from node.journal import Json, entry_of, receipts_of
 from node.ledger_lines import AccountLines, Line, Part, hold_of, order_of
 from node.ledger_words import explained
+from node.open_channels import last_voucher
 from protocol.codec import decode_as
 from protocol.errors import BadSignature, ErrorCode, Malformed, Refused
-from protocol.ids import NO_HASH, ChannelId, NodeId, parse_peer_id, peer_id
+from protocol.ids import NO_HASH, ChannelId, NodeId, peer_id
 from protocol.ledger.certificates import open_certificate
 from protocol.ledger.channels import no_voucher, open_voucher
 from protocol.ledger.checkpoints import is_decision
 from protocol.ledger.families import keys_of, verify_any
 from protocol.ledger.genesis import Federation
 from protocol.ledger.orders import AccountOrder
-from protocol.ledger.state import Channel, ChannelStatus, Iterable, View, checkpoint_key, voucher_key
-from protocol.messages import Checkpoint, Close, Decision, Grant, Message, Move, Pay, Refund, Voucher
+from protocol.ledger.state import Channel, ChannelStatus, Iterable, View
+from protocol.messages import Checkpoint, Close, Decision, Grant, Message, Move, Refund, Voucher
 from protocol.pricing import channel_cost, cost
 
 MIN_PREFIX = 6  # hex digits that name an id
@@ -100,7 +101,7 @@ class LedgerReports:
             parts[line.part].add(line, queries, time_ms)
             groups.setdefault(self._group_name(line, by, time_ms), _Group()).add(line, queries, time_ms)
             if line.part in (Part.PROMISED, Part.HELD):
-                cumulative = self._last_voucher(line.id).cumulative
+                cumulative = last_voucher(self._reader, ChannelId(line.id)).cumulative
                 promised += cumulative if line.part is Part.PROMISED else 0
                 owed += cumulative if line.part is Part.HELD else 0
         total = opening.balance + opening.held + sum(sum(group.amounts.values()) for group in parts.values())
@@ -168,7 +169,7 @@ class LedgerReports:
         """The epoch in which a line last changed."""
         if self._epochs is None:
             later = range(self._view.first_epoch + 1, self._view.epoch + 1)
-            opened = (self._reader.get(checkpoint_key(epoch)) for epoch in later)
+            opened = map(self._view.checkpoint, later)
             self._epochs = [self._view.position(identity or b"") or 0 for identity in opened]
         settled = line.channel.settled_by if line.channel is not None else NO_HASH
         position = self._view.position(line.id if settled == NO_HASH else settled)
@@ -228,11 +229,7 @@ class LedgerReports:
     def _settling_voucher(self, identity: ChannelId, channel: Channel) -> Voucher:
         """The voucher that settled a channel; of an open one the best that is known here."""
         order = order_of(self._view, channel.settled_by) if channel.settled_by != NO_HASH else None
-        return open_voucher(order.voucher) if isinstance(order, Close) else self._last_voucher(identity)
-
-    def _last_voucher(self, channel: bytes) -> Voucher:
-        stored = self._reader.get(voucher_key(ChannelId(channel)))
-        return no_voucher(ChannelId(channel)) if stored is None else open_voucher(decode_as(Pay, stored).voucher)
+        return open_voucher(order.voucher) if isinstance(order, Close) else last_voucher(self._reader, identity)
 
     # --- one id ----------------------------------------------------------------------------------------
 
@@ -452,11 +449,3 @@ def _largest(groups: dict[str, _Group], by: str, limit: int) -> list[Json]:
     """The first groups: counterparties by what passed, days from the newest."""
     names: Any = sorted(groups) if by == "day" else sorted(groups, key=lambda name: groups[name].size)
     return [{by: name} | groups[name].shown() for name in list(reversed(names))[:limit]]
-
-
-def account_named(text: str) -> NodeId | None:
-    """The account that `text` names, None if it is no peer id."""
-    try:
-        return parse_peer_id(text)
-    except Malformed:
-        return None

@@ -10,15 +10,13 @@ import struct
 from dataclasses import replace
 
 from node.store import Store
-from protocol.ledger.state import Account, Channel, account_key, open_key
+from protocol.ledger.state import Account, Channel, Puts, account_key, open_key
 
 SCHEMA_KEY, SCHEMA = b"m:schema", b"2"
 
 _OLD_ACCOUNT = struct.Struct(">qQ32s")
 _OLD_LOCK = struct.Struct(">32s64s64s")
 _FIRST_EPOCH = bytes(8)
-
-Puts = dict[bytes, bytes | None]
 
 
 class SchemaError(Exception):

@@ -30,7 +30,7 @@ from protocol.ledger.checkpoints import epoch_range, is_decision, leaves, orders
 from protocol.ledger.epochs import open_decision
 from protocol.ledger.genesis import Federation
 from protocol.ledger.orders import MissingPredecessor
-from protocol.ledger.state import Base, Draft, View, checkpoint_key, read_number, u64
+from protocol.ledger.state import Base, Draft, View, read_number, u64
 from protocol.messages import (
     Certificates,
     Checkpoint,
@@ -451,7 +451,7 @@ class Replica:
         """The state at the beginning of the epoch in force."""
         snapshot = self._store.snapshot()  # see `epoch_ids`
         view = View(snapshot)
-        identity = snapshot.get(checkpoint_key(view.epoch))
+        identity = view.checkpoint(view.epoch)
         decision = view.record(identity) if identity is not None else None
         if identity is None or decision is None:
             return StateLeaves(b"", 0, request.start, 0, ())

@@ -5,19 +5,16 @@ Rule: only success is remembered, for exactly these bytes under exactly this key
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from protocol.ids import FederationId, NodeId
+from protocol.ledger.state import Verify
 
 REMEMBERED = 4_096
-
-Check = Callable[[NodeId, FederationId, bytes, bytes], None]
 
 
 class SignatureMemo:
     """In place of `protocol.signing.verify`, with a memory. Any thread may call it."""
 
-    def __init__(self, check: Check) -> None:
+    def __init__(self, check: Verify) -> None:
         self._check = check
         self._good: dict[tuple[bytes, bytes, bytes, bytes], None] = {}
 

@@ -31,7 +31,7 @@ from protocol.ledger.orders import (
     check_order,
     voted_object,
 )
-from protocol.ledger.state import ABSTAIN, Draft, Lock, Verify, View, lock_key, u64
+from protocol.ledger.state import ABSTAIN, Draft, Verify, View, lock_key, open_channels, u64
 from protocol.ledger.votes import Moment, decide, lock_in_force
 from protocol.messages import (
     FetchHead,
@@ -120,13 +120,8 @@ class Witness:
 
     def expired(self) -> list[ChannelId]:
         """Open channels whose time is over. Walks the open ones: call it from a worker thread."""
-        now, view = self._clock(), View(self._store.snapshot())
-        found = []
-        for key, _ in self._store.snapshot().iterate(b"o"):
-            channel = view.channel(key[1:])
-            if channel is not None and channel.open and channel.expiry_ms <= now:
-                found.append(ChannelId(key[1:]))
-        return found
+        now = self._clock()
+        return [channel for channel, state in open_channels(self._store.snapshot()) if state.expiry_ms <= now]
 
     def apply(self, draft: Draft, certificate: bytes) -> Transition:
         """Apply a certificate to a draft, and write down what concerns this node's owner. Raises `Refused`."""
@@ -188,7 +183,7 @@ class Witness:
     def _prove(self, draft: Draft, request: RequestVote) -> Proof | None:
         view = View(draft, self._verify)
         checked = check_order(self._federation, view, request.body, request.signature)
-        lock: Lock | None = lock_in_force(view, checked.object, checked.version, checked.order)
+        lock = lock_in_force(view, checked.object, checked.version, checked.order)
         if lock is None or not conflicts(lock, checked):
             return None
         proof = open_proof(self._federation, view, equivocation(lock, checked))

@@ -54,6 +54,11 @@ def decode_as(cls: type[Decoded], data: bytes, limit: int = params.MAX_FRAME_BYT
     return message
 
 
+def is_a(kind: type[Message], encoded: bytes) -> bool:
+    """True if the encoded message says that it is one of these; its bytes are not looked at any further."""
+    return encoded[1:2] == bytes([NUMBERS[kind]])
+
+
 def body_hash(body: bytes) -> bytes:
     """sha256 of an encoded message: the id of an order, a channel, a quote, a federation."""
     return hashlib.sha256(body).digest()

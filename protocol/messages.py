@@ -44,6 +44,7 @@ Realm = Annotated[RealmId, Length(2, params.MAX_NAME_BYTES)]
 Name = Annotated[str, Length(0, params.MAX_NAME_BYTES)]
 Reason = Annotated[str, Length(0, params.MAX_REASON_BYTES)]
 Record = Annotated[bytes, Length(1, params.MAX_RECORD_BYTES)]  # encoded bytes of a ledger record
+OptionalRecord = Annotated[bytes, Length(0, params.MAX_RECORD_BYTES)]  # empty if there is none
 Proof = Annotated[bytes, Length(1, params.MAX_EVIDENCE_BYTES)]  # an encoded Equivocation or DoubleVote
 Thousandths = Annotated[int, Between(0, 1_000_000)]
 Code = Annotated[int, Between(1, 255)]
@@ -569,7 +570,7 @@ class Head(Message):
     epoch: Count
     next_sequence: Count
     head: Hash
-    body: Annotated[bytes, Length(0, params.MAX_RECORD_BYTES)]  # empty if there is none
+    body: OptionalRecord  # empty if there is none
     signature: Annotated[bytes, Length(0, params.SIGNATURE_BYTES)]
 
 
@@ -732,7 +733,7 @@ class Joined(Message):
     snapshot_signature: Signature
     promise_signature: Signature
     prepared: Count
-    checkpoint: Annotated[bytes, Length(0, params.MAX_RECORD_BYTES)]  # the one that it prepared; empty if none
+    checkpoint: OptionalRecord  # the one that it prepared; empty if none
     ballots: WitnessSignatures  # that prepared it
 
 
@@ -800,7 +801,7 @@ class FetchState(Message):
 class StateLeaves(Message):
     """The answer: consecutive leaves, how many there are in all, and the decision whose root they make."""
 
-    decision: Annotated[bytes, Length(0, params.MAX_RECORD_BYTES)]  # empty in the first epoch
+    decision: OptionalRecord  # empty in the first epoch
     position: Count  # of the decision in this node's log
     start: Count
     total: Count
@@ -822,9 +823,7 @@ class Evidence(Message):
     """The answer, and what is gossiped: encoded Equivocation and DoubleVote records."""
 
     total: Count
-    records: Annotated[
-        tuple[Annotated[bytes, Length(1, params.MAX_EVIDENCE_BYTES)], ...], Length(0, params.MAX_EVIDENCE)
-    ]
+    records: Annotated[tuple[Proof, ...], Length(0, params.MAX_EVIDENCE)]
 
 
 @message(81)
@@ -833,9 +832,9 @@ class LedgerProof(Message):
     """A file that shows somebody without a node what a federation's ledger holds. It is never sent by nodes."""
 
     genesis: Record
-    decision: Annotated[bytes, Length(0, params.MAX_RECORD_BYTES)]  # empty: an order that no checkpoint holds yet
+    decision: OptionalRecord  # empty: an order that no checkpoint holds yet
     leaf: Record  # an AccountState or ChannelState, else the Certificate of an order
-    hold: Annotated[bytes, Length(0, params.MAX_RECORD_BYTES)]  # body of the Hold that a Close or Refund ends
+    hold: OptionalRecord  # body of the Hold that a Close or Refund ends
     index: Count  # of the leaf, or of the order's id, below the checkpoint's root
     count: Count
     neighbours: Annotated[tuple[Hash, ...], Length(0, params.MAX_PATH)]  # from the leaf up to the root

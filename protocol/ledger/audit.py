@@ -26,6 +26,7 @@ from protocol.ledger.epochs import open_decision
 from protocol.ledger.genesis import Federation
 from protocol.ledger.orders import CheckedOrder
 from protocol.ledger.state import (
+    EPOCH,
     LOG_LENGTH,
     Account,
     Base,
@@ -36,15 +37,15 @@ from protocol.ledger.state import (
     Verify,
     View,
     certificate_key,
-    checkpoint_key,
     log_key,
     number,
     order_key,
+    split_number,
+    u64,
 )
 from protocol.messages import Checkpoint
 from protocol.signing import verify
 
-U64_BYTES = 8  # the position in front of a stored record
 MAX_PROBLEMS = 20  # enough to see what happened
 
 
@@ -141,7 +142,7 @@ def _begin(federation: Federation, stored: Iterable, check: Verify, report: _Fin
 def _checkpoint(
     federation: Federation, stored: Iterable, epoch: int, check: Verify, report: _Findings
 ) -> Checkpoint | None:
-    identity = stored.get(checkpoint_key(epoch))
+    identity = View(stored).checkpoint(epoch)
     record = View(stored).record(identity) if identity is not None else None
     if identity is None or record is None:
         report.problem(f"the checkpoint that opened epoch {epoch} is missing")
@@ -182,7 +183,7 @@ def _open_epoch(federation: Federation, stored: Iterable, state: Draft, check: V
     """Apply the epoch in force, order by order. False if the log is broken."""
     view = View(stored)
     replayed = View(state, check)
-    state.update({LOG_LENGTH: None, b"m:epoch": view.epoch.to_bytes(8, "big")})
+    state.update({LOG_LENGTH: None, EPOCH: u64(view.epoch)})
     for position in range(view.epoch_start, view.log_length):
         if not _replay(federation, stored, replayed, state, position, report):
             return False
@@ -199,15 +200,16 @@ def _replay(
     if order is None or value is None:
         report.problem(f"certificate {position} of the log is missing")
         return False
+    place, record = split_number(value)
     try:
-        transition = apply(federation, view, value[U64_BYTES:])
+        transition = apply(federation, view, record)
     except Refused as refusal:
         report.problem(f"certificate {position} of the log: {refusal}")
         return False
     if transition.id != order or transition.checked is None:
         report.problem(f"certificate {position} of the log is not the order that the log names")
         return False
-    if number(value[:U64_BYTES]) != position:
+    if place != position:
         report.problem(f"certificate {position} of the log says that it stands elsewhere")
     _check_index(federation, stored, transition.checked, report)
     state.update({key: value for key, value in transition.puts.items() if key[:1] in _MADE})
@@ -253,7 +255,7 @@ def _check_rest(stored: Iterable, view: View, report: _Findings) -> None:
         report.problem(f"{len(log)} places in the log for a log of {view.log_length - first}")
     records = named = 0
     for key, value in stored.iterate(b"r"):
-        position = number(value[:U64_BYTES])
+        position = split_number(value)[0]
         records += position >= first
         named += log.get(position) == key[1:]
     if records != named:

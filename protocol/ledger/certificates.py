@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 from protocol import params
@@ -28,11 +27,13 @@ from protocol.ledger.orders import (
     check_order,
     check_related,
 )
+from protocol.ledger.quorums import check_quorum, check_signature
 from protocol.ledger.state import (
     LOG_LENGTH,
     Account,
     Channel,
     ChannelStatus,
+    Puts,
     View,
     account_key,
     certificate_key,
@@ -56,8 +57,6 @@ from protocol.messages import (
     Rotate,
     WitnessSignature,
 )
-
-Puts = dict[bytes, bytes | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,26 +87,14 @@ def open_certificate(data: bytes) -> Certificate:
 
 
 def check_votes(federation: Federation, view: View, checked: CheckedOrder, votes: Iterable[WitnessSignature]) -> None:
-    """A quorum of distinct witnesses voted for this order. Raises `Refused` (BAD_QUORUM, BAD_SIGNATURE)."""
-    listed = tuple(votes)
-    indexes = [vote.witness for vote in listed]
-    if any(later <= earlier for earlier, later in pairwise(indexes)):
-        raise Refused(ErrorCode.BAD_QUORUM, "votes stand in ascending order of their witnesses, each once")
-    if len(listed) < federation.quorum:
-        raise Refused(ErrorCode.BAD_QUORUM, f"{len(listed)} votes, a quorum is {federation.quorum}")
-    body = vote_body(checked)
-    for vote in listed:
-        _check_vote(federation, view, body, vote)
+    """A quorum of distinct witnesses voted for this order. Raises `Refused` (BAD_QUORUM, NOT_A_WITNESS,
+    BAD_SIGNATURE)."""
+    check_quorum(federation, view, vote_body(checked), votes, "votes")
 
 
 def check_vote(federation: Federation, view: View, checked: CheckedOrder, vote: WitnessSignature) -> None:
     """One witness's vote for this order. Raises `Refused` (NOT_A_WITNESS, BAD_SIGNATURE)."""
-    _check_vote(federation, view, vote_body(checked), vote)
-
-
-def _check_vote(federation: Federation, view: View, body: bytes, vote: WitnessSignature) -> None:
-    with as_refusal():
-        view.verify(federation.witness(vote.witness), federation.id, body, vote.signature)
+    check_signature(federation, view, vote.witness, vote_body(checked), vote.signature)
 
 
 def apply(federation: Federation, view: View, data: bytes) -> Transition:

@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from protocol import params
-from protocol.codec import body_hash, decode, decode_as, encode
+from protocol.codec import body_hash, decode, decode_as, encode, is_a
 from protocol.errors import ErrorCode, Malformed, Refused
 from protocol.ids import NO_HASH, ChannelId, NodeId
 from protocol.ledger import merkle
-from protocol.ledger.certificates import Puts, apply, check_votes, effect, open_certificate, refunded, trusting
+from protocol.ledger.certificates import apply, check_votes, effect, open_certificate, refunded, trusting
 from protocol.ledger.genesis import Federation
 from protocol.ledger.orders import AccountOrder, CheckedOrder, MissingPredecessor, as_refusal, check_order, owner_of
 from protocol.ledger.state import (
@@ -36,6 +36,7 @@ from protocol.ledger.state import (
     Draft,
     Iterable,
     Nothing,
+    Puts,
     Verify,
     View,
     account_key,
@@ -45,6 +46,7 @@ from protocol.ledger.state import (
     checkpoint_key,
     log_key,
     number,
+    open_channels,
     open_key,
     order_key,
     read_number,
@@ -63,7 +65,6 @@ from protocol.messages import (
     Snapshot,
 )
 
-_DECISION_NUMBER = 15
 _LEDGER_KINDS = (b"a", b"b", b"c", b"k", b"n", b"o", b"r", b"s")  # everything that orders made
 
 
@@ -86,7 +87,7 @@ class Union:
 
 def is_decision(record: bytes) -> bool:
     """True if a record of the log is a decision and no certificate."""
-    return len(record) > 1 and record[1] == _DECISION_NUMBER
+    return is_a(Decision, record)
 
 
 def record_id(record: bytes) -> bytes:
@@ -111,8 +112,7 @@ def orders_between(stored: Iterable, start: int, end: int) -> Union:
 
 def previous_checkpoint(federation: Federation, view: View) -> bytes:
     """The id of the checkpoint that opened the epoch in force; the federation's id in the first."""
-    identity = view.reader.get(checkpoint_key(view.epoch))
-    return federation.id if identity is None else identity
+    return view.checkpoint(view.epoch) or federation.id
 
 
 def snapshot(federation: Federation, stored: Iterable) -> Snapshot:
@@ -248,22 +248,19 @@ def begin_from(stored: Iterable, data: bytes, found: Sequence[bytes], position: 
 def refund_expired(draft: Draft, time_ms: int) -> tuple[ChannelId, ...]:
     """Return the holds that expired at least REFUND_DELAY before `time_ms`. Which they were."""
     view, found = View(draft), []
-    for key, _ in list(draft.iterate(b"o")):
-        channel = view.channel(key[1:])
-        assert channel is not None  # written together
+    for identity, channel in list(open_channels(draft)):
         if channel.expiry_ms + params.REFUND_DELAY <= time_ms:
-            puts, accounts = refunded(view, key[1:], channel, NO_HASH)
+            puts, accounts = refunded(view, identity, channel, NO_HASH)
             draft.update(puts)
             draft.update({account_key(account): state.encode() for account, state in accounts.items()})
-            found.append(ChannelId(key[1:]))
+            found.append(identity)
     return tuple(found)
 
 
 def leaves(state: Iterable) -> list[bytes]:
     """The state as encoded leaves: accounts, then open channels, each ascending."""
     accounts = [_account_leaf(key[1:], Account.decode(value)) for key, value in state.iterate(b"a")]
-    view = View(state)
-    channels = [_channel_leaf(key[1:], view.channel(key[1:])) for key, _ in state.iterate(b"o")]
+    channels = [_channel_leaf(identity, channel) for identity, channel in open_channels(state)]
     return [encode(leaf) for leaf in (*accounts, *channels)]
 
 
@@ -286,10 +283,9 @@ def _account_leaf(account: bytes, state: Account) -> Message:
     )
 
 
-def _channel_leaf(channel_id: bytes, channel: Channel | None) -> Message:
-    assert channel is not None
+def _channel_leaf(identity: ChannelId, channel: Channel) -> Message:
     return ChannelState(
-        ChannelId(channel_id),
+        identity,
         channel.payer,
         channel.payee,
         channel.amount,
@@ -312,8 +308,13 @@ class Outcome:
 
 def outcome(federation: Federation, stored: Iterable, union: Union, time_ms: int) -> Outcome:
     """Unite, refund, hash. Raises `Refused` if the union makes no state."""
+    return _outcome(federation, stored, union, epoch_orders(stored), time_ms)
+
+
+def _outcome(federation: Federation, stored: Iterable, union: Union, own: Union, time_ms: int) -> Outcome:
+    """The same; `own` are the orders of the epoch that lie in the log."""
     epoch = View(stored).epoch
-    known = union.certificates.keys() == epoch_orders(stored).certificates.keys()
+    known = union.certificates.keys() == own.certificates.keys()
     draft = Draft(stored) if known else merged(federation, Base(stored, epoch), union, epoch)
     refunds = refund_expired(draft, time_ms)
     return Outcome(len(union.certificates), union.root, state_root(draft), refunds, draft)
@@ -344,10 +345,11 @@ def adopt(
     decision = decode_as(Decision, data, params.MAX_RECORD_BYTES)
     checkpoint = decode_as(Checkpoint, decision.body)
     _check_next(federation, view, checkpoint)
-    result = outcome(federation, stored, union, checkpoint.time_ms)
+    logged = epoch_orders(stored)
+    result = _outcome(federation, stored, union, logged, checkpoint.time_ms)
     if (result.count, result.orders, result.state) != (checkpoint.count, checkpoint.orders, checkpoint.state):
         raise Refused(ErrorCode.BAD_QUORUM, "the checkpoint does not follow from its orders")
-    own = epoch_orders(stored).certificates
+    own = logged.certificates
     void = Union({identity: order for identity, order in own.items() if identity not in union.certificates})
     missing = Union({identity: order for identity, order in union.certificates.items() if identity not in own})
     draft = Draft(stored)
@@ -450,7 +452,7 @@ def _copy_state(draft: Draft, stored: Iterable, epoch: int, keep_from: int) -> N
 
 def epoch_range(view: View, epoch: int) -> tuple[int, int] | None:
     """Where a closed epoch's orders lie in this log; None if it is not closed, or was pruned."""
-    opened, closed = (view.reader.get(checkpoint_key(which)) for which in (epoch, epoch + 1))
+    opened, closed = view.checkpoint(epoch), view.checkpoint(epoch + 1)
     end = view.position(closed) if closed is not None else None
     begin = 0 if epoch == 0 else view.position(opened or b"")
     return None if begin is None or end is None else (begin + (epoch > 0), end)

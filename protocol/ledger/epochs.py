@@ -11,17 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterable as Several
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 from protocol import params
 from protocol.codec import body_hash, decode_as, encode
 from protocol.errors import ErrorCode, Refused
-from protocol.ids import NO_HASH, NodeId
-from protocol.ledger.certificates import Puts
+from protocol.ids import NO_HASH
 from protocol.ledger.checkpoints import Outcome, last_checkpoint_ms, previous_checkpoint, snapshot
 from protocol.ledger.genesis import Federation
 from protocol.ledger.orders import as_refusal
-from protocol.ledger.state import Iterable, View
+from protocol.ledger.quorums import check_quorum, check_signature, check_witnesses
+from protocol.ledger.state import Iterable, Puts, View, number, u64
 from protocol.messages import (
     Ballot,
     Balloted,
@@ -68,13 +67,13 @@ class Role:
             self.checkpoint,
             self.ballots,
         )
-        numbers = b"".join(part.to_bytes(8, "big") for part in (self.snapshot.epoch, self.promised, self.balloted))
+        numbers = u64(self.snapshot.epoch) + u64(self.promised) + u64(self.balloted)
         return numbers + self.snapshot.previous + self.ballot + encode(joined)
 
     @classmethod
     def decode(cls, value: bytes) -> Role:
         """The inverse of `encode`."""
-        epoch, promised, balloted = (int.from_bytes(value[at : at + 8], "big") for at in (0, 8, 16))
+        epoch, promised, balloted = (number(value[at : at + 8]) for at in (0, 8, 16))
         joined = decode_as(Joined, value[88:])
         held = Snapshot(epoch, value[24:56], joined.count, joined.root)
         return cls(held, promised, balloted, value[56:88], joined.prepared, joined.checkpoint, joined.ballots)
@@ -227,7 +226,7 @@ def open_checkpoint(body: bytes) -> Checkpoint:
 
 def check_justified(federation: Federation, view: View, propose: Propose, epoch: int) -> None:
     """A quorum promised this round, and no promise tells of a higher prepared checkpoint. Raises `Refused`."""
-    _check_indexes(federation, [promised.witness for promised in propose.promises])
+    check_witnesses(federation, [promised.witness for promised in propose.promises])
     for promised in propose.promises:
         promise = Promise(epoch, propose.round, promised.prepared, promised.checkpoint)
         _verify(federation, view, promised.witness, promise, promised.signature)
@@ -239,10 +238,7 @@ def check_justified(federation: Federation, view: View, propose: Propose, epoch:
 
 def check_ballots(federation: Federation, view: View, ballot: Ballot, given: Several[WitnessSignature]) -> None:
     """A quorum of distinct witnesses signed a ballot. Raises `Refused` (BAD_QUORUM, BAD_SIGNATURE)."""
-    listed = tuple(given)
-    _check_indexes(federation, [signature.witness for signature in listed])
-    for signature in listed:
-        _verify(federation, view, signature.witness, ballot, signature.signature)
+    check_quorum(federation, view, encode(ballot), given)
 
 
 def open_decision(federation: Federation, view: View, data: bytes) -> tuple[Decision, Checkpoint]:
@@ -264,7 +260,7 @@ def check_snapshot(federation: Federation, view: View, source: Source, epoch: in
 
 def _check_new(federation: Federation, view: View, checkpoint: Checkpoint, now_ms: int, result: Outcome | None) -> None:
     """A new checkpoint is what its sources make. Raises `Refused`."""
-    _check_indexes(federation, [source.witness for source in checkpoint.sources])
+    check_witnesses(federation, [source.witness for source in checkpoint.sources])
     if len(checkpoint.sources) != federation.quorum:
         raise Refused(ErrorCode.BAD_QUORUM, f"a checkpoint has {federation.quorum} sources")
     if checkpoint.previous != previous_checkpoint(federation, view):
@@ -279,18 +275,10 @@ def _check_new(federation: Federation, view: View, checkpoint: Checkpoint, now_m
         raise Refused(ErrorCode.BAD_QUORUM, "the checkpoint does not follow from its sources")
 
 
-def _check_indexes(federation: Federation, indexes: Sequence[int]) -> None:
-    if any(later <= earlier for earlier, later in pairwise(indexes)):
-        raise Refused(ErrorCode.BAD_QUORUM, "witnesses stand in ascending order, each once")
-    if len(indexes) < federation.quorum:
-        raise Refused(ErrorCode.BAD_QUORUM, f"{len(indexes)} witnesses, a quorum is {federation.quorum}")
-
-
 def _verify(
     federation: Federation, view: View, witness: int, message: Promise | Ballot | Snapshot, signature: bytes
 ) -> None:
-    with as_refusal():
-        view.verify(NodeId(federation.witness(witness)), federation.id, encode(message), signature)
+    check_signature(federation, view, witness, encode(message), signature)
 
 
 def _hash(checkpoint: bytes) -> bytes:

@@ -13,12 +13,13 @@ from protocol import params
 from protocol.codec import decode, encode
 from protocol.errors import ErrorCode, Malformed, Refused
 from protocol.ids import NodeId
-from protocol.ledger.certificates import Puts, check_vote
+from protocol.ledger.certificates import check_vote, trusting
 from protocol.ledger.genesis import Federation
 from protocol.ledger.orders import AccountOrder, CheckedOrder, as_refusal, check_order, required_channel
 from protocol.ledger.state import (
     Account,
     Lock,
+    Puts,
     View,
     account_key,
     base_key,
@@ -96,8 +97,7 @@ def _double_vote(federation: Federation, view: View, record: bytes, proof: Doubl
 
 def _unsigned(federation: Federation, view: View, body: bytes) -> CheckedOrder:
     """An order whose owner's signature is not part of the question."""
-    trusting = View(view.reader, lambda *_: None)
-    return check_order(federation, trusting, body, bytes(params.SIGNATURE_BYTES))
+    return check_order(federation, View(view.reader, trusting), body, bytes(params.SIGNATURE_BYTES))
 
 
 def _check_conflict(first: CheckedOrder, second: CheckedOrder) -> None:

@@ -29,7 +29,6 @@ from protocol.ledger.state import (
     Verify,
     View,
     channel_key,
-    checkpoint_key,
 )
 from protocol.messages import (
     AccountState,
@@ -119,7 +118,7 @@ def _proof(federation: Federation, decision: bytes, leaf: bytes, hold: bytes, pa
 
 def _decision(stored: Iterable, epoch: int) -> bytes | None:
     """The decision that opened an epoch."""
-    identity = stored.get(checkpoint_key(epoch))
+    identity = View(stored).checkpoint(epoch)
     return None if identity is None else View(stored).record(identity)
 
 

@@ -18,19 +18,17 @@ from protocol.ledger.state import (
     LOG_FIRST,
     Base,
     Iterable,
+    Puts,
     View,
     base_key,
     certificate_key,
     channel_key,
-    checkpoint_key,
     lock_key,
     log_key,
     number,
     order_key,
     u64,
 )
-
-Puts = dict[bytes, bytes | None]
 
 PART = 1_000  # places of the log in one batch
 
@@ -46,7 +44,7 @@ def prune(stored: Iterable, epoch: int) -> Iterator[Puts]:
     """Batches that forget the orders before `epoch`, to be written one after the other. The first moves the beginning:
     after an interruption what is left before it counts for nothing, and goes when this is called again."""
     view = View(stored)
-    decision = view.position(stored.get(checkpoint_key(epoch)) or b"")
+    decision = view.position(view.checkpoint(epoch) or b"")
     assert decision is not None  # prunable
     first = min((number(key[1:]) for key, _ in islice(stored.iterate(b"n"), 1)), default=0)
     kept = Base(stored, epoch)

@@ -69,6 +69,7 @@ class Iterable(Reader, Protocol):
 
 
 Verify = Callable[[NodeId, FederationId, bytes, bytes], None]
+Puts = dict[bytes, bytes | None]  # changes; None deletes
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +216,7 @@ class Draft:
 
     def __init__(self, under: Iterable) -> None:
         self._under = under
-        self.puts: dict[bytes, bytes | None] = {}
+        self.puts: Puts = {}
 
     def get(self, key: bytes, /) -> bytes | None:
         """The changed value, else the one below."""
@@ -294,14 +295,12 @@ class View:
     def record(self, identity: bytes) -> bytes | None:
         """The certificate of an applied order, or an adopted decision."""
         value = self.reader.get(certificate_key(identity))
-        return None if value is None else value[_U64.size :]
-
-    certificate = record
+        return None if value is None else split_number(value)[1]
 
     def position(self, order: bytes) -> int | None:
         """The place of an applied order in this node's log."""
         value = self.reader.get(certificate_key(order))
-        return None if value is None else number(value[: _U64.size])
+        return None if value is None else split_number(value)[0]
 
     def id_at(self, position: int) -> bytes | None:
         """The id at a place of the log."""
@@ -317,14 +316,19 @@ class View:
         """The id and the record at a place of the log, as `logged`."""
         identity = self.id_at(position)
         value = None if identity is None else self.reader.get(certificate_key(identity))
-        if identity is None or value is None or number(value[: _U64.size]) != position:
+        if identity is None or value is None:
             return None
-        return identity, value[_U64.size :]
+        place, record = split_number(value)
+        return (identity, record) if place == position else None
 
     def frozen(self, account: bytes) -> bool:
         """True if the account's owner equivocated in this epoch."""
         value = self.reader.get(equivocation_key(account))
-        return value is not None and number(value[: _U64.size]) == self.epoch
+        return value is not None and split_number(value)[0] == self.epoch
+
+    def checkpoint(self, epoch: int) -> bytes | None:
+        """The id of the checkpoint that opened an epoch."""
+        return self.reader.get(checkpoint_key(epoch))
 
     @property
     def log_length(self) -> int:
@@ -364,6 +368,15 @@ class View:
         return until > 0 and (position is None or position < until)
 
 
+def open_channels(stored: Iterable) -> Iterator[tuple[ChannelId, Channel]]:
+    """The open channels, ascending by their ids."""
+    view = View(stored)
+    for key, _ in stored.iterate(b"o"):
+        channel = view.channel(key[1:])
+        if channel is not None:  # written together: missing in a damaged ledger only
+            yield ChannelId(key[1:]), channel
+
+
 def first_head(account: bytes) -> bytes:
     """What the first order of an account names as its predecessor."""
     return hashlib.sha256(account).digest()
@@ -373,6 +386,11 @@ def read_number(reader: Reader, key: bytes) -> int:
     """A stored u64; 0 if there is none."""
     value = reader.get(key)
     return 0 if value is None else number(value)
+
+
+def split_number(value: bytes) -> tuple[int, bytes]:
+    """The u64 in front of a stored value, and what stands behind it."""
+    return number(value[: _U64.size]), value[_U64.size :]
 
 
 def number(value: bytes) -> int:

@@ -19,6 +19,7 @@ from protocol.ledger.orders import (
     AccountOrder,
     CheckedOrder,
     MissingPredecessor,
+    Order,
     check_now,
     check_related,
     owner_of,
@@ -43,7 +44,7 @@ def vote_body(checked: CheckedOrder) -> bytes:
     return encode(Vote(checked.hash, checked.version, checked.object))
 
 
-def lock_in_force(view: View, object_id: bytes, version: int, order: AccountOrder | object) -> Lock | None:
+def lock_in_force(view: View, object_id: bytes, version: int, order: Order) -> Lock | None:
     """This witness's vote that binds it now; None if it may still vote."""
     lock = view.lock(object_id, version)
     outlived = lock is not None and isinstance(order, AccountOrder) and lock.epoch < view.epoch

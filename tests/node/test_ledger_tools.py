@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 from node.bookkeeper import Bookkeeper, Receipt, Settings
-from node.ledger_export import FIRST_LINE, ExportError, exported, is_a, open_export
+from node.ledger_export import FIRST_LINE, ExportError, exported, open_export
 from node.ledger_import import Imported
 from node.ledger_operations import LedgerOperations
 from node.ledger_proving import proven_json
@@ -22,7 +22,7 @@ from node.ledger_words import line_words, receipt_words, why_lines
 from node.memory_store import MemoryStore
 from node.operations import OperationFailed
 from node.store import Store
-from protocol.codec import body_hash, decode_as, encode
+from protocol.codec import body_hash, decode_as, encode, is_a
 from protocol.errors import ErrorCode, Refused
 from protocol.framing import frame
 from protocol.ids import ChannelId, QueryId, peer_id

@@ -102,6 +102,13 @@ def test_channels_of_before_the_check_may_be_settled_and_not_open(ledger: Ledger
     assert "channel" in problems(ledger, from_checkpoint=True)
 
 
+def test_an_open_channel_that_the_state_of_the_checkpoint_lost(ledger: Ledger) -> None:
+    """The list of open channels names it, and what it was is gone: that is told, and ends no check."""
+    second = next(key[1:] for key, _ in Base(ledger.state, 2).iterate(b"o"))
+    ledger.state.write({base_key(2, channel_key(second)): None})
+    assert "is not the one in its checkpoint" in problems(ledger, from_checkpoint=True)
+
+
 def test_a_settled_channel_that_nothing_explains(ledger: Ledger) -> None:
     """It stands for no credits; only a check from a checkpoint on may take it for an older one."""
     settled = ledger.channel(at(ledger, 1))

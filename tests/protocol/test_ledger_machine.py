@@ -133,7 +133,7 @@ class LedgerMachine(RuleBasedStateMachine):
             account = self.world.view.account(who.node)
             head = World().view.account(who.node).head
             for sequence in range(account.next_sequence):
-                stored = self.world.view.certificate(self.world.view.order_at(who.node, sequence) or b"")
+                stored = self.world.view.record(self.world.view.order_at(who.node, sequence) or b"")
                 assert stored is not None
                 order = decode(decode_as(Certificate, stored).body)
                 assert isinstance(order, Grant | Hold)
