@@ -207,10 +207,10 @@ def _add_accounts(
     move.add_argument("--from", dest="source", default="", metavar="ACCOUNT", help="default: this node's own")
     recovery = _verb(ledger, "recovery-key", "accounts:recovery_key", "make a key that can recover an account", reading)
     recovery.add_argument("file", type=Path, help="where its secret is written; keep it off this machine")
+    recovery.add_argument("--account", default="", help="a name or a peer id (default: this node's own)")
     recover = _verb(ledger, "recover", "accounts:recover", "take over an account by its recovery file", reading)
     recover.add_argument("file", type=Path, help="what `recovery-key` wrote")
     recover.add_argument("--name", default="", help="what to call the account here")
-    recovery.add_argument("--account", default="", help="a name or a peer id (default: this node's own)")
     rotate = _verb(ledger, "rotate-key", "accounts:rotate_key", "sign for a sub-account with a new key", reading)
     rotate.add_argument("account", help="its name or peer id")
 

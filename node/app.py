@@ -11,7 +11,6 @@ import logging
 import random
 import signal
 import sys
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +22,7 @@ import trio
 from node.announcer import Announcer
 from node.bookkeeper import LedgerDamaged, Settings
 from node.bootstrap import BootstrapError, BootstrapKeeper, BootstrapPeer, parse_bootstrap_address, read_bootstrap_file
+from node.clock import now_ms
 from node.config import NodeConfig, RealmSection
 from node.directory import Directory
 from node.engines.process import EngineStartError, ModelFolder, ProcessEngine
@@ -94,11 +94,6 @@ def run_node(config: NodeConfig, launch: Launch) -> int:
     except KeyboardInterrupt:
         return 0
     return 0
-
-
-def now_ms() -> int:
-    """Unix time in milliseconds: the one clock that the wire knows."""
-    return time.time_ns() // 1_000_000
 
 
 class Node:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
@@ -18,10 +19,12 @@ import trio
 from node import free_quota
 from node.account_orders import AccountOrders
 from node.checkpoint_keeper import CheckpointKeeper, Retention
+from node.clock import now_ms
 from node.earnings import ChannelView as ChannelView
 from node.earnings import Earnings
 from node.epoch_change import EpochChange
 from node.evidence_keeper import EvidenceKeeper
+from node.federation import accounts_path, load_issuer, memory_path
 from node.journal import Journal, Json, history
 from node.journal import Receipt as Receipt
 from node.leases import ChannelLease as ChannelLease
@@ -31,6 +34,7 @@ from node.ledger_audit import audit
 from node.ledger_desk import LedgerDesk
 from node.ledger_export import ExportFile
 from node.ledger_import import Import, Imported
+from node.ledger_pages import LedgerPages
 from node.ledger_peers import LedgerPeers
 from node.ledger_reports import LedgerReports
 from node.ledger_writer import LedgerWriter
@@ -179,6 +183,7 @@ class Bookkeeper:
             store,
             self._witness,
             self._replica,
+            LedgerPages(store, self._checkpoints),
             self._checkpoints,
             self.epochs,
             self.evidence,
@@ -469,6 +474,31 @@ class Bookkeeper:
     async def free_left(self, peer: NodeId, per_peer_limit: int, total_limit: int) -> int:
         """Tokens that `peer` may still have for nothing today."""
         return free_quota.left(self._store, peer, per_peer_limit, total_limit, self._clock())
+
+
+def bookkeeper_of(
+    data: Path,
+    federation: Federation,
+    signer: Signer,
+    store: Store,
+    peers: LedgerPeers,
+    settings: Settings | None = None,
+) -> Bookkeeper:
+    """The bookkeeper of a data folder, with its issuer's key, its further keys and a witness's memory that lie there.
+
+    Raises `IdentityError`, or `WalletError` for a file of keys that cannot be read.
+    """
+    return Bookkeeper(
+        store,
+        signer,
+        federation,
+        load_issuer(data, federation),
+        now_ms,
+        peers,
+        settings,
+        Wallet(signer, accounts_path(data)),
+        WitnessMemory(memory_path(data, federation)),
+    )
 
 
 class _Owners:

@@ -169,9 +169,8 @@ class Earnings:
         From the first try on it takes no more vouchers: a second close would contradict the first.
         """
         async with self.serving(channel):
-            state = self._channels.states.get(channel)
-            if state is None:
-                self._incoming(channel)
+            if channel not in self._channels.states:
+                self._incoming(channel)  # says why it cannot be closed
             request = await self._writer.commit(partial(self._decide_close, channel))
             await self._ordering.submit(request.body, request.signature)
             await self._writer.commit(lambda draft: draft.update({_CLOSING + channel: None}))

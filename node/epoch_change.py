@@ -16,8 +16,8 @@ from typing import TypeVar
 import trio
 
 from node.checkpoint_keeper import CheckpointKeeper
-from node.kept_answer import KeptAnswer
 from node.ledger_writer import LedgerWriter
+from node.paging import KeptAnswer, page
 from node.quorum import Quorum
 from node.replica import Replica
 from node.store import Snapshot, Store
@@ -60,6 +60,8 @@ SPREAD_SECONDS = 10.0  # for telling the others what was decided
 _CONSENT = b"m:consent"  # the epoch (u64) + 1 whose end this witness's operator agreed to
 
 Signed = TypeVar("Signed")
+
+_OwnOrders = KeptAnswer[tuple[Union, bytes]]  # what this witness's log holds of the epoch, and its root
 
 
 class _Moved(Exception):
@@ -127,7 +129,7 @@ class EpochChange:
         index = federation.witness_index(signer.node)
         self._seat = None if index is None else Seat(federation, signer, index)
         self._collected: dict[int, Union] = {}  # for this node's own proposal, by witness
-        self._own_snapshot = KeptAnswer()
+        self._own_snapshot = KeptAnswer[Sequence[bytes]]()
         self._frozen_since = 0.0
         self._paces: dict[int, _Pace] = {}  # by coordinator
         self._coordinating = trio.Lock()
@@ -220,8 +222,7 @@ class EpochChange:
     async def snapshot_ids(self, request: FetchSnapshot) -> Ids:
         """The ids behind a source: this witness's own, or one that it collected as coordinator. Raises `Refused`."""
         own = self._seat is not None and request.witness == self._seat.index
-        ids = await self._own_ids() if own else self._collected_ids(request.witness)
-        return Ids(request.start, len(ids), tuple(ids[request.start : request.start + request.limit]))
+        return page(await self._own_ids() if own else self._collected_ids(request.witness), request)
 
     async def _own_ids(self) -> Sequence[bytes]:
         """What this witness signed that it holds. While it is frozen its log does not move."""
@@ -274,9 +275,10 @@ class EpochChange:
         """The union of a proposal's sources, each checked. Raises `Refused`."""
         self._check_signed(propose)
         found: dict[bytes, bytes] = {}
+        own = _OwnOrders()
         for source in epochs.open_checkpoint(propose.checkpoint).sources:
             known = self._collected.get(source.witness) if self._is_own(peer) else None
-            union = known or await self._collect(peer, source.witness, source.count, source.root)
+            union = known or await self._collect(peer, source.witness, source.count, source.root, own)
             found |= union.certificates
         return Union(found)
 
@@ -294,25 +296,22 @@ class EpochChange:
     def _is_own(self, peer: NodeId) -> bool:
         return self._seat is not None and peer == self._seat.signer.node
 
-    async def _collect(self, peer: NodeId, witness: int, count: int, root: bytes) -> Union:
-        """The orders behind a snapshot, from `peer`: all there, all signed, closed and solvent. Raises `Refused`."""
+    async def _collect(self, peer: NodeId, witness: int, count: int, root: bytes, own: _OwnOrders) -> Union:
+        """The orders behind a snapshot, from `peer`: all there, all signed, closed and solvent. `own` are this
+        witness's, which all snapshots of one round are compared with. Raises `Refused`."""
         snapshot = self._store.snapshot()
-        own = await trio.to_thread.run_sync(epoch_orders, snapshot)
-        if (len(own.certificates), own.root) == (count, root):
-            return own
+        view = View(snapshot)
+        orders, own_root = await own.get((view.epoch, view.log_length), lambda: _with_root(epoch_orders(snapshot)))
+        if (len(orders.certificates), own_root) == (count, root):
+            return orders
         if self._is_own(peer):
             raise Refused(ErrorCode.BAD_QUORUM, "this witness's log is not what it signed")
-        if count > len(own.certificates) + MAX_AHEAD:
+        if count > len(orders.certificates) + MAX_AHEAD:
             raise Refused(ErrorCode.BAD_QUORUM, f"witness {witness} says that it holds {count:,} orders of this epoch")
-        ids: list[bytes] = []
-        while len(ids) < count:
-            page = await self._replica.ask(peer, FetchSnapshot(witness, len(ids), params.MAX_IDS), Ids)
-            ids += page.ids
-            if len(page.ids) < params.MAX_IDS:
-                break
-        if len(ids) != count or ids != sorted(set(ids)) or merkle.root(ids) != root:
+        ids = await self._replica.fetch_ids(peer, count, partial(_snapshot_page, witness))
+        if len(ids) != count or not await trio.to_thread.run_sync(_is_snapshot, ids, root):
             raise Refused(ErrorCode.BAD_QUORUM, f"the snapshot of witness {witness} is not what it signed")
-        return await self._checkpoints.gather(snapshot, own, ids, self._replica.source(peer))
+        return await self._checkpoints.gather(snapshot, orders, ids, self._replica.source(peer))
 
     # --- the coordinator -----------------------------------------------------------------------------
 
@@ -401,7 +400,7 @@ class EpochChange:
 
     async def _round(self, seat: Seat, epoch: int, number_: int) -> None:
         """One round, to its decision. Raises `Refused`."""
-        joined = await self._quorum.gather(partial(self._ask_join, Join(epoch, number_)), "joined")
+        joined = await self._all_join(Join(epoch, number_))
         answers = [answer for answer, _ in joined.values()]
         before = epochs.prepared_before(answers)
         checkpoint = before.checkpoint if before else await self._new_checkpoint(joined)
@@ -411,7 +410,11 @@ class EpochChange:
         commits = await self._ballots(request, Ballot(COMMIT, epoch, number_, body_hash(checkpoint)))
         await self._decided(seat, epochs.decision(self._federation, checkpoint, number_, commits))
 
-    async def _ask_join(self, request: Join, index: int) -> tuple[Joined, Union]:
+    async def _all_join(self, request: Join) -> dict[int, tuple[Joined, Union]]:
+        """A quorum's answers, each with the orders of its snapshot. Raises `Refused`."""
+        return await self._quorum.gather(partial(self._ask_join, request, _OwnOrders()), "joined")
+
+    async def _ask_join(self, request: Join, own: _OwnOrders, index: int) -> tuple[Joined, Union]:
         joined = await self._quorum.ask(index, request, Joined)
         epochs.check_joined(self._federation, View(self._store, self._verify), joined, request)
         if joined.witness != index:
@@ -419,7 +422,7 @@ class EpochChange:
         if joined.prepared:
             return joined, Union({})
         witness = self._quorum.witnesses[index]
-        union = await self._collect(witness, index, joined.count, joined.root)
+        union = await self._collect(witness, index, joined.count, joined.root, own)
         self._collected[index] = union
         return joined, union
 
@@ -458,3 +461,16 @@ class EpochChange:
             await self._quorum.ask(index, StoreCertificate(decision), Stored)
         except Refused as refusal:
             log.info("witness %d does not take the decision yet: %s", index, refusal)
+
+
+def _with_root(orders: Union) -> tuple[Union, bytes]:
+    return orders, orders.root
+
+
+def _snapshot_page(witness: int, start: int) -> FetchSnapshot:
+    return FetchSnapshot(witness, start, params.MAX_IDS)
+
+
+def _is_snapshot(ids: list[bytes], root: bytes) -> bool:
+    """Ascending, each once, under that root."""
+    return ids == sorted(set(ids)) and merkle.root(ids) == root

@@ -14,10 +14,10 @@ loses nothing. The issuer's key is not the node's key.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from node import clock
 from node.identity import load_or_create_identity, load_or_create_key
 from protocol import params
 from protocol.errors import ProtocolError
@@ -56,7 +56,7 @@ def create_federation(
     witnesses = (load_or_create_identity(data_folder).node, *others)
     _check_witnesses(witnesses)
     issuer = load_or_create_key(issuer_key_path(data_folder))
-    created = now_ms if now_ms is not None else time.time_ns() // 1_000_000
+    created = now_ms if now_ms is not None else clock.now_ms()
     federation = create(name, created, witnesses, [issuer.node])
     install_genesis(data_folder, federation)
     return federation

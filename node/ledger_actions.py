@@ -17,13 +17,11 @@ from node.operations import Json, Method, OperationFailed
 from protocol.errors import ProtocolError, Refused
 from protocol.ids import NO_HASH, NodeId, parse_peer_id, peer_id
 from protocol.messages import FetchStanding, Standing
+from protocol.params import SIGNATURE_BYTES
 from protocol.pricing import format_credits, parse_credits
-from protocol.signing import Signer
+from protocol.signing import SEED_BYTES, Signer
 
 STATUS_SECONDS = 5.0  # for the witnesses to say where they stand
-
-SEED_BYTES = 32
-SIGNATURE_BYTES = 64
 
 
 class LedgerActions:
@@ -181,8 +179,8 @@ class LedgerActions:
 
         with trio.move_on_after(STATUS_SECONDS):
             async with trio.open_nursery() as nursery:
-                for index, key in enumerate(self._bookkeeper.genesis.witnesses):
-                    nursery.start_soon(ask, index, NodeId(key))
+                for index, witness in enumerate(self._bookkeeper.genesis.witnesses):
+                    nursery.start_soon(ask, index, witness)
         return facts | {"quorum": self._bookkeeper.quorum, "witnesses": [rows[index] for index in sorted(rows)]}
 
     async def epoch_propose(self, after_restore: bool = False) -> Json:

@@ -117,10 +117,7 @@ class _Audit:
 
     def _voted(self) -> list[Json]:
         witnesses = self._federation.genesis.witnesses
-        return [
-            {"witness": peer_id(NodeId(witness)), "votes": self._votes[index]}
-            for index, witness in enumerate(witnesses)
-        ]
+        return [{"witness": peer_id(witness), "votes": self._votes[index]} for index, witness in enumerate(witnesses)]
 
     # --- supply and accounts ---------------------------------------------------------------------------
 

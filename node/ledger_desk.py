@@ -12,6 +12,7 @@ from node.checkpoint_keeper import CheckpointKeeper
 from node.earnings import Earnings
 from node.epoch_change import EpochChange
 from node.evidence_keeper import EvidenceKeeper
+from node.ledger_pages import LedgerPages
 from node.replica import Replica
 from node.witness import Witness, rejected
 from protocol.errors import ErrorCode, ProtocolError, Refused
@@ -55,6 +56,7 @@ class LedgerDesk:
         store: Reader,
         witness: Witness,
         replica: Replica,
+        pages: LedgerPages,
         checkpoints: CheckpointKeeper,
         epochs: EpochChange,
         evidence: EvidenceKeeper,
@@ -84,11 +86,11 @@ class LedgerDesk:
             RequestVote: signing(lambda _, request: witness.vote(request)),
             StoreCertificate: signing(self._store_record),
             FetchHead: reading(witness.head),
-            FetchCertificates: reading(replica.certificates),
-            FetchIds: reading(replica.ids),
-            FetchRecords: reading(replica.records),
-            FetchEpoch: lambda _, request: replica.epoch_ids(request),
-            FetchState: lambda _, request: replica.state(request),
+            FetchCertificates: reading(pages.certificates),
+            FetchIds: reading(pages.ids),
+            FetchRecords: reading(pages.records),
+            FetchEpoch: lambda _, request: pages.epoch_ids(request),
+            FetchState: lambda _, request: pages.state(request),
             FetchGenesis: reading(lambda _: GenesisAnswer(federation.body)),
             FetchSnapshot: lambda _, request: epochs.snapshot_ids(request),
             FetchStanding: reading(epochs.standing),

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from node.paging import fitting
 from node.store import Snapshot
 from protocol import params
 from protocol.codec import encode, is_a
@@ -30,7 +31,6 @@ PIECE_BYTES = 64 * 1024
 
 _END = b"\0"
 _COUNT_BYTES = 8
-_LEAVES_BYTES = params.MAX_FRAME_BYTES // 2  # of leaves in one frame
 
 Tell = Callable[[int, int], None]  # (done, of)
 
@@ -83,20 +83,9 @@ def _beginning(stored: Snapshot) -> Iterator[bytes]:
     found = leaves(Base(stored, view.first_epoch))
     start = 0
     while start < len(found):
-        page = _page(found, start)
+        page = fitting(found[start : start + params.MAX_CERTIFICATES])
         yield encode(StateLeaves(decision, position, start, len(found), page))
         start += len(page)
-
-
-def _page(found: list[bytes], start: int) -> tuple[bytes, ...]:
-    page: list[bytes] = []
-    size = 0
-    for leaf in found[start : start + params.MAX_CERTIFICATES]:
-        size += len(leaf)
-        if size > _LEAVES_BYTES:
-            break
-        page.append(leaf)
-    return tuple(page)
 
 
 def _records(stored: Snapshot, tell: Tell) -> Iterator[bytes]:

@@ -129,12 +129,12 @@ def _silent(federation: Federation, audit: Json, votes: Counter[int]) -> Iterato
             yield _finding(
                 ODD,
                 "silent_witness",
-                f"Witness {peer_id(NodeId(witness))} voted for none of the {seen:,} orders of epoch {audit['epoch']}.",
+                f"Witness {peer_id(witness)} voted for none of the {seen:,} orders of epoch {audit['epoch']}.",
                 f"It may be away, or abstain after it was set back. The federation goes on while {federation.quorum} "
                 "vote; `mtor ledger epoch status` asks it.",
                 "That it is away: a certificate holds the first votes that came, and a slow witness's are not among "
                 "them.",
-                witness=peer_id(NodeId(witness)),
+                witness=peer_id(witness),
             )
 
 

@@ -17,6 +17,7 @@ import trio
 from node.checkpoint_keeper import CheckpointKeeper
 from node.ledger_export import ExportFile
 from node.ledger_writer import LedgerWriter
+from node.replica import APPLIED_AT_ONCE
 from node.store import Store
 from node.witness import Witness
 from protocol import params
@@ -30,7 +31,6 @@ from protocol.ledger.orders import MissingPredecessor
 from protocol.ledger.state import Draft, View
 from protocol.messages import Certificate, Checkpoint, Decision, Genesis, StateLeaves
 
-APPLIED_AT_ONCE = 32
 READ_AT_ONCE = 256  # frames between two looks of other tasks
 MAX_PROBLEMS = 5  # that are named
 

@@ -7,7 +7,6 @@ else. A witness on this node is called directly, never through the network.
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
-from node.bookkeeper import Bookkeeper, Settings
-from node.federation import HOME_GRANT, accounts_path, home_federation, ledger_folder, load_issuer, memory_path
+from node.bookkeeper import Bookkeeper, Settings, bookkeeper_of
+from node.federation import HOME_GRANT, home_federation, ledger_folder
 from node.federation import create_federation as create_federation
 from node.federation import install_genesis as install_genesis
 from node.federation import load_genesis as load_genesis
@@ -24,8 +23,6 @@ from node.ledger_peers import LedgerPeers, PeerUnreachable
 from node.message_stream import MessageStream
 from node.network import Network, NetworkError, Stream, StreamReset
 from node.store import LevelStore
-from node.wallet import Wallet
-from node.witness_memory import WitnessMemory
 from protocol import params
 from protocol.codec import decode_as
 from protocol.errors import Malformed, Refused
@@ -291,14 +288,5 @@ def open_bookkeeper(
     Raises `FederationError` or `StoreError`, each with its fix. `Bookkeeper.run` closes the store.
     """
     federation = home_federation(data_folder, name)
-    return Bookkeeper(
-        LevelStore(ledger_folder(data_folder, federation)),
-        signer,
-        federation,
-        load_issuer(data_folder, federation),
-        lambda: time.time_ns() // 1_000_000,
-        NetworkPeers(network, addresses),
-        settings,
-        Wallet(signer, accounts_path(data_folder)),
-        WitnessMemory(memory_path(data_folder, federation)),
-    )
+    store = LevelStore(ledger_folder(data_folder, federation))
+    return bookkeeper_of(data_folder, federation, signer, store, NetworkPeers(network, addresses), settings)

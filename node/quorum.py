@@ -37,6 +37,18 @@ def refused(answer: Rejected) -> Refused:
     return Refused(ErrorCode(answer.code) if answer.code in known else ErrorCode.INTERNAL, answer.reason)
 
 
+async def ask_peer(peers: LedgerPeers, node: NodeId, request: Message, expected: type[Answer], name: str) -> Answer:
+    """One question to a node that is called `name` here. Raises `Refused`: its own word, or OVERLOADED if it does not
+    answer."""
+    try:
+        answer = await peers.ask(node, request, expected)
+    except PeerUnreachable as error:
+        raise Refused(ErrorCode.OVERLOADED, f"{name}: {error}", RETRY) from None
+    if isinstance(answer, Rejected):
+        raise refused(answer)
+    return answer
+
+
 class Quorum:
     """The federation's witnesses as one. `local` answers where this node is one of them."""
 
@@ -49,22 +61,17 @@ class Quorum:
     @property
     def witnesses(self) -> tuple[NodeId, ...]:
         """In the order of genesis."""
-        return tuple(NodeId(key) for key in self._federation.genesis.witnesses)
+        return self._federation.genesis.witnesses
 
     async def ask(self, index: int, request: Message, expected: type[Answer]) -> Answer:
         """One witness. Raises `Refused`: its own word, or OVERLOADED if it does not answer."""
         witness = self.witnesses[index]
-        try:
-            if witness == self._own:
-                answer: Message = await self._local(request)
-            else:
-                answer = await self._peers.ask(witness, request, expected)
-        except PeerUnreachable as error:
-            raise Refused(ErrorCode.OVERLOADED, f"witness {short(witness)}: {error}", RETRY) from None
+        if witness != self._own:
+            return await ask_peer(self._peers, witness, request, expected, f"witness {short(witness)}")
+        answer = await self._local(request)
         if isinstance(answer, Rejected):
             raise refused(answer)
-        if not isinstance(answer, expected):
-            raise Refused(ErrorCode.OVERLOADED, f"witness {short(witness)} answered {type(answer).__name__}", RETRY)
+        assert isinstance(answer, expected)  # this program's own word
         return answer
 
     async def gather(

@@ -1,4 +1,4 @@
-"""This node's copy of the ledger, and how it learns what is new.
+"""How this node's copy of the ledger learns what is new.
 
 Rule: a record is believed for what is signed in it, whoever brought it. With one witness the copy is a prefix of the
 witness's log, place by place, so a log that was set back or forked is seen. With several it is the union of what the
@@ -9,28 +9,27 @@ What cannot be applied yet waits for what it builds on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
 import trio
 
 from node.checkpoint_keeper import CheckpointKeeper, UnionSource
-from node.kept_answer import KeptAnswer
-from node.ledger_peers import LedgerPeers, PeerUnreachable
+from node.ledger_peers import LedgerPeers
 from node.ledger_writer import LedgerWriter
-from node.quorum import RETRY, refused
+from node.quorum import RETRY, ask_peer
 from node.store import Store
 from node.witness import Witness
 from protocol import params
 from protocol.errors import ErrorCode, Refused
 from protocol.ids import ChannelId, NodeId, short
 from protocol.ledger import merkle
-from protocol.ledger.checkpoints import epoch_range, is_decision, leaves, orders_between, record_id
+from protocol.ledger.checkpoints import is_decision, record_id
 from protocol.ledger.epochs import open_decision
 from protocol.ledger.genesis import Federation
 from protocol.ledger.orders import MissingPredecessor
-from protocol.ledger.state import Base, Draft, View, read_number, u64
+from protocol.ledger.state import Draft, View, read_number, u64
 from protocol.messages import (
     Certificates,
     Checkpoint,
@@ -42,7 +41,6 @@ from protocol.messages import (
     Ids,
     Message,
     Records,
-    Rejected,
     StateLeaves,
     StoreCertificate,
     Stored,
@@ -51,7 +49,6 @@ from protocol.messages import (
 log = logging.getLogger("mtor.ledger")
 
 APPLIED_AT_ONCE = 32  # fetched certificates in one commit: signatures to check between two turns of other tasks
-MAX_ANSWER_BYTES = params.MAX_FRAME_BYTES // 2  # records in one answer; the rest is asked for again
 MAX_UNUSABLE = 4 * params.MAX_IDS  # entries of a log that give nothing: orders that became void, hardly so many
 MAX_WAITING = 8 * params.MAX_IDS  # records that build on others which have not come yet
 MAX_LEAVES = 1_000_000  # accounts and open channels that a newcomer begins with
@@ -65,7 +62,7 @@ _CURSOR = b"m:cursor:"  # + node: how far its log was read
 
 
 class Replica:
-    """Reads other nodes' logs into the local one, and lets others read it."""
+    """Reads other nodes' logs into the local one."""
 
     def __init__(
         self,
@@ -86,8 +83,6 @@ class Replica:
         self._peers = peers
         self._syncing = trio.Lock()
         self._looked_once = False
-        self._epoch_ids = KeptAnswer()
-        self._leaves = KeptAnswer()
 
     @property
     def is_only_witness(self) -> bool:
@@ -96,7 +91,7 @@ class Replica:
 
     @property
     def _others(self) -> list[NodeId]:
-        return [NodeId(key) for key in self._federation.genesis.witnesses if key != self._own]
+        return [witness for witness in self._federation.genesis.witnesses if witness != self._own]
 
     # --- learning ------------------------------------------------------------------------------------
 
@@ -139,13 +134,7 @@ class Replica:
 
     async def ask(self, node: NodeId, request: Message, expected: type[Answer]) -> Answer:
         """One question to a peer's ledger. Raises `Refused`, OVERLOADED without an answer."""
-        try:
-            answer = await self._peers.ask(node, request, expected)
-        except PeerUnreachable as error:
-            raise Refused(ErrorCode.OVERLOADED, f"{short(node)}: {error}", RETRY) from None
-        if isinstance(answer, Rejected):
-            raise refused(answer)
-        return answer
+        return await ask_peer(self._peers, node, request, expected, short(node))
 
     # --- several witnesses ---------------------------------------------------------------------------
 
@@ -229,9 +218,8 @@ class Replica:
         batch: list[bytes] = []
 
         async def flush() -> None:
-            for record, missing in await self._apply_batch(batch):
-                if missing:
-                    waiting.append(record_id(record))
+            if batch:
+                waiting.extend(await self._writer.commit(partial(self._apply_each, tuple(batch))))
             batch.clear()
 
         for record in records:
@@ -248,20 +236,17 @@ class Replica:
         await flush()
         return waiting
 
-    async def _apply_batch(self, batch: Sequence[bytes]) -> list[tuple[bytes, bool]]:
-        """Apply certificates in one commit; those that were not, each with whether it may be later."""
-        return await self._writer.commit(partial(self._apply_each, tuple(batch))) if batch else []
-
-    def _apply_each(self, certificates: tuple[bytes, ...], draft: Draft) -> list[tuple[bytes, bool]]:
-        left = []
+    def _apply_each(self, certificates: tuple[bytes, ...], draft: Draft) -> list[bytes]:
+        """Apply what can be; the ids of those that wait for something."""
+        waiting = []
         for certificate in certificates:
             try:
                 self._witness.apply(draft, certificate)
             except MissingPredecessor:
-                left.append((certificate, True))
+                waiting.append(record_id(certificate))
             except Refused as refusal:
                 log.debug("a certificate was not taken: %s", refusal)
-        return left
+        return waiting
 
     async def _adopted(self, node: NodeId, decision: bytes) -> bool:
         """Go over to the next epoch. False if one before it is not known here. Raises `Refused`."""
@@ -276,11 +261,11 @@ class Replica:
         nodes = dict.fromkeys((*first, *self._others, *self._peers.connected()))
         return _Source(self, [node for node in nodes if node != self._own])
 
-    async def fetch_union(self, node: NodeId, epoch: int, count: int) -> list[bytes]:
-        """The ids of an epoch's `count` orders, as a node gives them. Raises `Refused`."""
+    async def fetch_ids(self, node: NodeId, count: int, request: Callable[[int], Message]) -> list[bytes]:
+        """`count` ids, as a node gives them in pages; `request` asks for those from a place on. Raises `Refused`."""
         ids: list[bytes] = []
         while len(ids) < count:
-            page = await self.ask(node, FetchEpoch(epoch, len(ids), params.MAX_IDS), Ids)
+            page = await self.ask(node, request(len(ids)), Ids)
             ids += page.ids
             if len(page.ids) < params.MAX_IDS:
                 break
@@ -352,7 +337,7 @@ class Replica:
 
     async def _follow(self) -> bool:
         """Apply the next part of the only witness's log. True if there is more."""
-        witness = NodeId(self._federation.genesis.witnesses[0])
+        witness = self._federation.genesis.witnesses[0]
         known = View(self._store).log_length
         start = max(0, known - 1)  # the last one that is known here too: the logs must agree on it
         answer = await self.ask(witness, FetchCertificates(start, params.MAX_CERTIFICATES), Certificates)
@@ -405,61 +390,6 @@ class Replica:
             if refusal.code is not ErrorCode.ABSTAINING:  # that it keeps it is enough
                 raise
 
-    # --- letting others read -------------------------------------------------------------------------
-
-    def certificates(self, request: FetchCertificates) -> Certificates:
-        """A part of the log, as much as fits."""
-        view = View(self._store)
-        total = view.log_length
-        places = range(request.start, min(total, request.start + request.limit))
-        chosen = _fitting(view.logged(position) for position in places)
-        return Certificates(request.start, total, chosen)
-
-    def ids(self, request: FetchIds) -> Ids:
-        """Ids of the log. Pruned places are left out: nobody can be given what they held."""
-        view = View(self._store)
-        start = max(request.start, view.log_first)
-        found = []
-        for position in range(start, min(view.log_length, start + request.limit)):
-            identity = view.id_at(position)
-            if identity is None:
-                break
-            found.append(identity)
-        return Ids(start, view.log_length, tuple(found))
-
-    def records(self, request: FetchRecords) -> Records:
-        """Records by their ids."""
-        found = (self._record(identity) for identity in request.ids)
-        return Records(_fitting(record for record in found if record is not None))
-
-    def _record(self, identity: bytes) -> bytes | None:
-        return View(self._store).record(identity) or self._checkpoints.prepared_record(identity)
-
-    async def epoch_ids(self, request: FetchEpoch) -> Ids:
-        """A closed epoch's ids; of the one in force, those that this witness prepared. Raises `Refused`."""
-        snapshot = self._store.snapshot()  # while this reads, the writer may go over to another epoch
-        if request.epoch == View(snapshot).epoch:
-            ids: Sequence[bytes] = self._checkpoints.prepared(snapshot)
-            return Ids(request.start, len(ids), tuple(ids[request.start : request.start + request.limit]))
-        places = epoch_range(View(snapshot), request.epoch)
-        if places is None or places[0] < View(snapshot).log_first:
-            raise Refused(ErrorCode.STALE_EPOCH, f"the orders of epoch {request.epoch} are not here")
-        ids = await self._epoch_ids.get(request.epoch, lambda: orders_between(snapshot, *places).ids)
-        return Ids(request.start, len(ids), tuple(ids[request.start : request.start + request.limit]))
-
-    async def state(self, request: FetchState) -> StateLeaves:
-        """The state at the beginning of the epoch in force."""
-        snapshot = self._store.snapshot()  # see `epoch_ids`
-        view = View(snapshot)
-        identity = view.checkpoint(view.epoch)
-        decision = view.record(identity) if identity is not None else None
-        if identity is None or decision is None:
-            return StateLeaves(b"", 0, request.start, 0, ())
-        found = await self._leaves.get(view.epoch, lambda: leaves(Base(snapshot, view.epoch)))
-        position = view.position(identity) or 0
-        chosen = tuple(found[request.start : request.start + request.limit])
-        return StateLeaves(decision, position, request.start, len(found), chosen)
-
 
 class _Source:
     """Orders of a checkpoint, from one of several nodes."""
@@ -470,9 +400,13 @@ class _Source:
 
     async def union(self, checkpoint: Checkpoint) -> Sequence[bytes]:
         """See `UnionSource`."""
+
+        def request(start: int) -> FetchEpoch:
+            return FetchEpoch(checkpoint.epoch - 1, start, params.MAX_IDS)
+
         for node in self._nodes:
             try:
-                ids = await self._replica.fetch_union(node, checkpoint.epoch - 1, checkpoint.count)
+                ids = await self._replica.fetch_ids(node, checkpoint.count, request)
             except Refused as refusal:
                 log.debug("no union from %s: %s", short(node), refusal)
                 continue
@@ -496,18 +430,6 @@ class _Source:
 
 def _put(key: bytes, value: bytes, draft: Draft) -> None:
     draft.update({key: value})
-
-
-def _fitting(records: Iterable[bytes | None]) -> tuple[bytes, ...]:
-    """The first of some records, as many as one answer holds; up to the first gap."""
-    chosen: list[bytes] = []
-    size = 0
-    for record in records:
-        if record is None or size + len(record) > MAX_ANSWER_BYTES:
-            break
-        chosen.append(record)
-        size += len(record)
-    return tuple(chosen)
 
 
 def _runs(records: Sequence[bytes]) -> list[tuple[bytes, ...]]:

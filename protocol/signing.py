@@ -25,6 +25,7 @@ from protocol.ids import FederationId, NodeId
 from protocol.messages import Envelope
 from protocol.params import KEY_BYTES, MAX_FRAME_BYTES, SIGNATURE_BYTES, SIGNING_DOMAIN
 
+SEED_BYTES = 32
 KEYS_REMEMBERED = 8_192
 
 

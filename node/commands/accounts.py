@@ -13,9 +13,7 @@ from node.commands.screen import print_json, print_table, printable
 from node.paths import data_folder
 from node.private_files import write_private
 from protocol.ids import peer_id
-from protocol.signing import Signer
-
-SEED_BYTES = 32
+from protocol.signing import SEED_BYTES, Signer
 
 
 class RecoveryFileError(Exception):

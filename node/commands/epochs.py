@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import time
 
 from node.commands.asking_node import call
 from node.commands.client import Json, NodeClient
 from node.commands.screen import print_facts, print_json, print_table, printable
+from node.ledger_words import when
 from node.paths import data_folder
 
 
@@ -20,8 +20,8 @@ def status(options: argparse.Namespace) -> int:
     print_facts(
         {
             "epoch": facts["epoch"],
-            "began": _when(facts["began_ms"]),
-            "ends": _when(facts["due_ms"]) + (" (due)" if facts["due"] else ""),
+            "began": when(facts["began_ms"]),
+            "ends": when(facts["due_ms"]) + (" (due)" if facts["due"] else ""),
             "kept from epoch": facts["first_epoch"],
             "this node": _part(facts),
             "agreement": f"{facts['quorum']} of {len(facts['witnesses'])} witnesses",
@@ -45,10 +45,6 @@ def _part(facts: Json) -> str:
     if facts["frozen"]:
         return f"a witness; the epoch is being ended, round {facts['round']}"
     return "a witness" + ("; it has accepted that the epoch ends now" if facts["agreed"] else "")
-
-
-def _when(milliseconds: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(milliseconds / 1_000))
 
 
 def propose(options: argparse.Namespace) -> int:

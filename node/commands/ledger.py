@@ -6,16 +6,14 @@ Rule: a balance leads to its receipts in at most three commands: `why`, `why --l
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from node.commands.asking_node import call, stream
+from node.commands.client import Json
 from node.commands.screen import print_facts, print_json, print_table, printable, progress_shown, strong
 from node.ledger_words import PARTS, line_words, receipt_words, tail, when, why_lines
 from protocol.ids import FederationId
 from protocol.params import HASH_BYTES
 from protocol.pricing import format_credits
-
-Json = dict[str, Any]
 
 OK, WRONG = 0, 1
 

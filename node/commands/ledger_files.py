@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import base64
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING, Any
 
 from node.commands.asking_node import call, stream
+from node.commands.client import Json
 from node.commands.ledger import OK, WRONG, UsageError, demanded, print_report
 from node.commands.screen import print_json, printable, progress_shown
 from node.ledger_export import FIRST_LINE, ExportError, ExportFile, open_export
@@ -27,12 +27,10 @@ from node.private_files import sync_folder
 from protocol.errors import ErrorCode, Refused
 from protocol.ids import FederationId
 from protocol.ledger.proofs import check_proof
-from protocol.params import HASH_BYTES, MAX_FRAME_BYTES
+from protocol.params import MAX_FRAME_BYTES
 
 if TYPE_CHECKING:
     from node.ledger_import import Imported
-
-Json = dict[str, Any]
 
 
 def export(options: argparse.Namespace) -> int:
@@ -187,18 +185,19 @@ def _verify_export(options: argparse.Namespace, path: Path, expected: Federation
 
 async def _replay(file: ExportFile, shown: Any) -> tuple[Imported, Json]:
     from node.bookkeeper import Bookkeeper
+    from node.clock import now_ms
     from node.commands.offline import Nobody
     from node.store import LevelStore
-    from protocol.signing import Signer
+    from protocol.signing import SEED_BYTES, Signer
 
     async def tell(imported: Imported) -> None:
         if shown is not None:
             shown({"step": "checking", "done_bytes": imported.done_bytes, "total_bytes": imported.total_bytes})
 
     with TemporaryDirectory(prefix="mtor-verify-") as folder:
-        reader = Signer.from_seed(os.urandom(HASH_BYTES))
+        reader = Signer.from_seed(os.urandom(SEED_BYTES))
         store = LevelStore(Path(folder) / "ledger")
-        bookkeeper = Bookkeeper(store, reader, file.federation, None, lambda: time.time_ns() // 1_000_000, Nobody())
+        bookkeeper = Bookkeeper(store, reader, file.federation, None, now_ms, Nobody())
         async with bookkeeper.opened():
             imported = await bookkeeper.bring_in(file, tell)
             report = asdict(await bookkeeper.verify())

@@ -6,7 +6,6 @@ one process, so this is used only when no node has the folder.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -90,13 +89,11 @@ async def _take_all(operations: LedgerOperations, name: str, arguments: Json, ta
 @contextmanager
 def _bookkeeper(data: Path) -> Iterator[tuple[Bookkeeper, LedgerOperations]]:
     """The stored ledger, and what can be asked of it."""
-    from node.bookkeeper import Bookkeeper
-    from node.federation import accounts_path, ledger_folder, load_genesis, load_issuer, memory_path
+    from node.bookkeeper import bookkeeper_of
+    from node.federation import ledger_folder, load_genesis
     from node.identity import load_or_create_identity
     from node.ledger_operations import LedgerOperations
     from node.store import LevelStore
-    from node.wallet import Wallet
-    from node.witness_memory import WitnessMemory
 
     federation = load_genesis(data)
     if federation is None:
@@ -104,17 +101,7 @@ def _bookkeeper(data: Path) -> Iterator[tuple[Bookkeeper, LedgerOperations]]:
     identity = load_or_create_identity(data)
     store = LevelStore(ledger_folder(data, federation))
     try:
-        bookkeeper = Bookkeeper(
-            store,
-            identity.signer,
-            federation,
-            load_issuer(data, federation),
-            lambda: time.time_ns() // 1_000_000,
-            Nobody(),
-            None,
-            Wallet(identity.signer, accounts_path(data)),
-            WitnessMemory(memory_path(data, federation)),
-        )
+        bookkeeper = bookkeeper_of(data, federation, identity.signer, store, Nobody())
         yield bookkeeper, LedgerOperations(bookkeeper, identity.node)
     finally:
         store.close()

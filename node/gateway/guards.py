@@ -49,7 +49,8 @@ class Guards:
     def payer(self, request: web.Request) -> NodeId | None:
         """The sub-account that pays for this client's queries; None: this node's own. A key that is not known here
         says nothing where none is wanted: most clients cannot send none."""
-        known = self._keys.find(bearer(request))
+        key = bearer(request)
+        known = self._keys.find(key) if key else None
         return parse_peer_id(known.account) if known is not None and known.account else None
 
     def _check_host(self, request: web.Request) -> None:

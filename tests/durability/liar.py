@@ -184,7 +184,7 @@ class Liar(Process):
         known = epochs.role(view)
         number = epochs.round_of(self.world.federation, self._index, known.promised + 1 if known else 0)
         request = Join(view.epoch, number)
-        joined = await change._quorum.gather(partial(change._ask_join, request), "joined")
+        joined = await change._all_join(request)
         answers = [answer for answer, _ in joined.values()]
         checkpoint = await change._new_checkpoint(joined)
         opened = epochs.open_checkpoint(checkpoint)

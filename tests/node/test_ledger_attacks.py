@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from node import replica
+from node import ledger_pages
 from node.bookkeeper import Settings
 from protocol.codec import body_hash, encode
 from protocol.errors import ErrorCode, Refused
@@ -178,8 +178,8 @@ async def test_pages_of_a_long_list_are_worked_out_once_and_beside_the_node(monk
         made.append(threading.get_ident())
         return honest_orders(stored, start, end)
 
-    monkeypatch.setattr(replica, "leaves", counted_leaves)
-    monkeypatch.setattr(replica, "orders_between", counted_orders)
+    monkeypatch.setattr(ledger_pages, "leaves", counted_leaves)
+    monkeypatch.setattr(ledger_pages, "orders_between", counted_orders)
     async with world_of(4) as world:
         await begun(world)
         world.clock.now += world.federation.genesis.epoch_length_ms

@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from node import epoch_change, replica
+from node import epoch_change, paging
 from node.bookkeeper import Bookkeeper, Settings
 from node.memory_store import MemoryStore
 from protocol.codec import body_hash, decode, decode_as, encode
@@ -583,7 +583,21 @@ async def test_the_log_is_open_to_all_and_answers_what_it_can() -> None:
         head = await witness.answer(CAROL.node, FetchHead(CAROL.node))
         assert head == Head(0, 0, first_head(CAROL.node), b"", b"")
         assert isinstance(await witness.answer(CAROL.node, Close(bytes(32), b"x", bytes(64))), Rejected)  # type: ignore[arg-type]
-        assert replica.MAX_ANSWER_BYTES > 0
+
+
+async def test_an_answer_holds_as_much_as_fits_and_the_rest_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world_of(4) as world:
+        alice, _ = await begun(world)
+        await alice.accounts.create("second", bytes(32))
+        ids = await world.first.answer(CAROL.node, FetchIds(0, 10))
+        assert isinstance(ids, Ids) and ids.total == 2
+        records = await world.first.answer(CAROL.node, FetchRecords(ids.ids))
+        assert isinstance(records, Records) and len(records.records) == 2
+        monkeypatch.setattr(paging, "MAX_ANSWER_BYTES", sum(map(len, records.records)) - 1)
+        assert await world.first.answer(CAROL.node, FetchRecords(ids.ids)) == Records(records.records[:1])
+        late = await world.start(CAROL)
+        await late.sync()
+        assert (await late.verify()).certificates == 2
 
 
 class _NoSource:
