@@ -23,6 +23,11 @@ from protocol.signing import Signer
 
 MakeOrder = Callable[[Account, int], Message]  # from the account's standing and the epoch
 
+_PENDING = (
+    "This order is signed and goes out again before the account's next one: look at `mtor ledger history` before you "
+    "repeat it, or it is done twice"
+)
+
 
 class AccountOrders:
     """The owner's orders beside holds."""
@@ -55,9 +60,8 @@ class AccountOrders:
             account = view.account(issuer.node)
             if only_first and account.next_sequence > 0:
                 return ""
-            body = encode(Grant(issuer.node, account.next_sequence, account.head, to, amount, view.epoch))
-            await self._ordering.order(issuer.node, issuer, body)
-        return body_hash(body).hex()
+            grant = Grant(issuer.node, account.next_sequence, account.head, to, amount, view.epoch)
+            return await self._finish(issuer.node, issuer, grant)
 
     # --- sub-accounts --------------------------------------------------------------------------------
 
@@ -162,6 +166,15 @@ class AccountOrders:
     async def _order(self, account: NodeId, make: MakeOrder, by: Signer | None = None) -> str:
         signer = by or self._wallet.signer(account, View(self._store))
         async with self._ordering.turn(account, signer) as view:
-            body = encode(make(view.account(account), view.epoch))
+            return await self._finish(account, signer, make(view.account(account), view.epoch))
+
+    async def _finish(self, account: NodeId, signer: Signer, order: Message) -> str:
+        """The order's id in hex, once it is final. Raises `Refused`."""
+        body = encode(order)
+        try:
             await self._ordering.order(account, signer, body)
+        except Refused as refusal:
+            if not self._ordering.is_pending(account):
+                raise
+            raise Refused(refusal.code, f"{refusal.message}. {_PENDING}", refusal.retry_after_ms) from refusal
         return body_hash(body).hex()

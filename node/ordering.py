@@ -159,6 +159,10 @@ class Ordering:
             raise
         await self._forget(account)
 
+    def is_pending(self, account: NodeId) -> bool:
+        """True if an order of the account is signed and its fate is not known."""
+        return self._store.get(_PENDING + account) is not None
+
     async def _remember(self, account: NodeId, request: RequestVote) -> None:
         await self._writer.commit(lambda draft: draft.update({_PENDING + account: encode(request)}))
 

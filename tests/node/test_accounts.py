@@ -66,6 +66,24 @@ async def test_credits_move_between_accounts_of_one_owner_only() -> None:
         assert await free(alice, ALICE.node) == CREDITS
 
 
+async def test_a_move_that_is_not_finished_says_so_and_is_done_once() -> None:
+    async with world_of(4) as world:
+        alice, _ = await begun(world)
+        child = await alice.accounts.create("laptop", KEY)
+        await alice.accounts.move(ALICE.node, child, 3)
+        world.away |= {witness.node for witness in world.witnesses[2:]}
+        with pytest.raises(Refused, match=r"goes out again before the account's next one.* done twice") as caught:
+            await alice.accounts.move(ALICE.node, child, 10)
+        assert caught.value.code is ErrorCode.OVERLOADED and caught.value.retry_after_ms > 0
+        assert await free(alice, child) == 3
+        world.away.clear()
+        await alice.accounts.move(ALICE.node, child, 7)
+        assert await free(alice, child) == 3 + 10 + 7
+        with pytest.raises(Refused) as caught:  # nothing was signed: nothing to wait for
+            await alice.accounts.move(ALICE.node, child, CREDITS)
+        assert "goes out again" not in caught.value.message
+
+
 async def test_more_than_there_is_does_not_move() -> None:
     async with world_of(4) as world:
         alice, _ = await begun(world)
