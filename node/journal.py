@@ -19,7 +19,7 @@ from protocol.ids import NO_HASH, ChannelId, NodeId, QueryId, peer_id
 from protocol.ledger.certificates import open_certificate
 from protocol.ledger.channels import open_voucher
 from protocol.ledger.orders import CheckedOrder
-from protocol.ledger.state import Draft, Iterable, Reader, View, number, read_number, u64
+from protocol.ledger.state import Draft, Iterable, Puts, Reader, View, number, read_number, u64
 from protocol.messages import Attach, Checkpoint, Close, Decision, Grant, Hold, Move, Pay, Recovery, Refund, Rotate
 from protocol.pricing import format_credits
 
@@ -182,9 +182,9 @@ def receipts_of(reader: Iterable, channel: ChannelId) -> Iterator[Json]:
             yield json.loads(stored)
 
 
-def receipt_index(reader: Iterable) -> dict[bytes, bytes | None]:
+def receipt_index(reader: Iterable) -> Puts:
     """What finds a channel's queries, for a journal that was written without it."""
-    puts: dict[bytes, bytes | None] = {}
+    puts: Puts = {}
     for key, value in reader.iterate(b"h"):
         puts.update(_indexed(json.loads(value), key[1:]))
     return puts
@@ -194,7 +194,7 @@ def _append(draft: Draft, identity: bytes, entry: Json) -> str:
     known = entry_of(draft, identity)
     if known is None or "void_ms" in known:  # a settlement that became void may be applied again
         position = u64(read_number(draft, JOURNAL_LENGTH))
-        puts: dict[bytes, bytes | None] = {
+        puts: Puts = {
             b"h" + position: _packed({**entry, "id": identity.hex()}),
             b"i" + identity: position,
             JOURNAL_LENGTH: u64(number(position) + 1),
@@ -203,7 +203,7 @@ def _append(draft: Draft, identity: bytes, entry: Json) -> str:
     return identity.hex()
 
 
-def _indexed(entry: Json, position: bytes) -> dict[bytes, bytes | None]:
+def _indexed(entry: Json, position: bytes) -> Puts:
     """Finds a query by its channel."""
     channel = entry["channel"] if entry["kind"] == "query" else ""
     return {b"j" + bytes.fromhex(channel) + position: b""} if channel else {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import replace
 
+from node.journal import receipt_index
 from node.store import Store
 from protocol.ledger.state import Account, Channel, Puts, account_key, open_key
 
@@ -30,7 +31,8 @@ def migrate(store: Store) -> bool:
         return False
     if schema != b"1":
         raise SchemaError(f"the ledger has schema {schema!r}, this program knows {SCHEMA!r}; use a newer one")
-    store.write({**_accounts(store), **_locks(store), **_open_channels(store), SCHEMA_KEY: SCHEMA})
+    changed = {**_accounts(store), **_locks(store), **_open_channels(store), **receipt_index(store)}
+    store.write({**changed, SCHEMA_KEY: SCHEMA})
     return True
 
 
