@@ -238,11 +238,6 @@ class Bookkeeper:
         return self._federation.genesis
 
     @property
-    def genesis_body(self) -> bytes:
-        """Its exact bytes."""
-        return self._federation.body
-
-    @property
     def is_witness(self) -> bool:
         """True if genesis names this node."""
         return self._federation.witness_index(self._signer.node) is not None

@@ -16,20 +16,10 @@ from protocol.ids import NodeId, peer_id
 from protocol.ledger.state import View
 from protocol.signing import Signer
 from tests.node.ledgers import PRICES, QUOTE, pay
-from tests.node.witnesses import World, world_of
+from tests.node.witnesses import CREDITS, begun, world_of
 from tests.protocol.ledger_world import ALICE, BOB, CAROL, signer
 
-CREDITS = 5_000_000
 KEY, OTHER_KEY, VAULT = b"k" * 32, b"o" * 32, signer("a recovery key")
-
-
-async def begun(world: World) -> tuple[Bookkeeper, Bookkeeper]:
-    """All witnesses, Alice with 5 cr, and Bob."""
-    await world.start_witnesses()
-    alice, bob = [await world.start(who) for who in (ALICE, BOB)]
-    await world.first.grant(ALICE.node, CREDITS)
-    await alice.sync()
-    return alice, bob
 
 
 async def free(ledger: Bookkeeper, account: NodeId) -> int:

@@ -8,8 +8,7 @@ import trio.testing
 from node import epoch_change
 from protocol.errors import ErrorCode
 from protocol.messages import Join, Joined, Rejected
-from tests.node.test_several_witnesses import begun
-from tests.node.witnesses import world_of
+from tests.node.witnesses import begun, world_of
 
 
 async def test_a_coordinators_rounds_come_ever_more_slowly(mock_clock: trio.testing.MockClock) -> None:

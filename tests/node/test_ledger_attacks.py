@@ -42,8 +42,8 @@ from protocol.messages import (
 from protocol.params import MAX_HOLD_LIFETIME, MAX_INTEGER
 from protocol.signing import Signer
 from tests.node.ledgers import PRICES, QUOTE
-from tests.node.test_several_witnesses import begun, query
-from tests.node.witnesses import World, world_of
+from tests.node.test_several_witnesses import query
+from tests.node.witnesses import World, begun, world_of
 from tests.protocol.ledger_world import ALICE, BOB, CAROL
 
 # --- one witness lies ---

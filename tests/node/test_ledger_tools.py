@@ -44,22 +44,10 @@ from protocol.messages import (
 from protocol.params import HOURS, REFUND_DELAY
 from protocol.signing import Signer
 from tests.node.ledgers import PRICES, QUOTE, TRANSCRIPT, pay
-from tests.node.witnesses import World, world_of
+from tests.node.witnesses import CREDITS, World, begun, world_of
 from tests.protocol.ledger_world import ALICE, BOB, CAROL, ISSUER, NOW
 
-CREDITS = 5_000_000
 Json = dict[str, Any]
-
-
-async def begun(world: World, keep_epochs: int = 0) -> tuple[Bookkeeper, Bookkeeper]:
-    """All witnesses, Alice with 5 cr, and Bob."""
-    settings = Settings(keep_epochs=keep_epochs)
-    for witness in world.witnesses:
-        await world.start(witness, settings=settings)
-    alice, bob = [await world.start(who, settings=settings) for who in (ALICE, BOB)]
-    await world.first.grant(ALICE.node, CREDITS)
-    await alice.sync()
-    return alice, bob
 
 
 async def query(asker: Bookkeeper, worker: Bookkeeper, who: Signer, whom: Signer, tokens: int = 50) -> str:

@@ -24,8 +24,8 @@ from protocol.ledger.state import View, account_key
 from tests.node.gateway_world import gateway_world
 from tests.node.test_cli import grant
 from tests.node.test_cli_terminal import Terminal
-from tests.node.test_ledger_tools import ALICE, BOB, CREDITS, begun, end_epoch, query, whole_file
-from tests.node.witnesses import world_of
+from tests.node.test_ledger_tools import ALICE, BOB, end_epoch, query, whole_file
+from tests.node.witnesses import CREDITS, begun, world_of
 
 Mtor = Callable[..., tuple[int, str, str]]
 

@@ -53,19 +53,8 @@ from protocol.messages import (
 from protocol.params import HOURS, REFUND_DELAY
 from protocol.signing import Signer
 from tests.node.ledgers import PRICES, QUOTE, pay
-from tests.node.witnesses import World, world_of
+from tests.node.witnesses import CREDITS, World, begun, world_of
 from tests.protocol.ledger_world import ALICE, BOB, CAROL
-
-CREDITS = 5_000_000
-
-
-async def begun(world: World) -> tuple[Bookkeeper, Bookkeeper]:
-    """All witnesses, Alice with 5 cr, and Bob."""
-    await world.start_witnesses()
-    alice, bob = [await world.start(who) for who in (ALICE, BOB)]
-    await world.first.grant(ALICE.node, CREDITS)
-    await alice.sync()
-    return alice, bob
 
 
 async def query(alice: Bookkeeper, bob: Bookkeeper, units_in: int = 100, units_out: int = 50) -> None:

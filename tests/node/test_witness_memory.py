@@ -15,7 +15,7 @@ from protocol.ledger.checkpoints import is_decision
 from protocol.ledger.state import EPOCH, Draft, View, u64
 from protocol.messages import Message, Rejected, RequestVote, StoreCertificate
 from tests.node.ledgers import PRICES, QUOTE, pay
-from tests.node.witnesses import World, world_of
+from tests.node.witnesses import World, begun, world_of
 from tests.protocol.ledger_world import ALICE, BOB
 
 
@@ -79,11 +79,7 @@ async def test_a_witness_whose_ledger_was_deleted_votes_for_nothing_old_and_for_
     async with world_of(4) as world:
         memory = WitnessMemory(tmp_path / "witnessed")
         await start_with_memory(world, 3, memory, MemoryStore())
-        for witness in world.witnesses[:3]:
-            await world.start(witness)
-        alice, bob = [await world.start(who) for who in (ALICE, BOB)]
-        await world.first.grant(ALICE.node, 5_000_000)
-        await alice.sync()
+        alice, bob = await begun(world)
         async with alice.lease(BOB.node, *PRICES, QUOTE, 1) as lease:  # a channel that is open when the ledger is lost
             await pay(lease, bob, ALICE.node, 100, 50)
         lost = world.witnesses[3]
@@ -121,11 +117,7 @@ async def test_without_the_others_a_close_of_an_old_channel_waits(tmp_path: Path
     async with world_of(4) as world:
         memory = WitnessMemory(tmp_path / "witnessed")
         await start_with_memory(world, 3, memory, MemoryStore())
-        for witness in world.witnesses[:3]:
-            await world.start(witness)
-        alice, bob = [await world.start(who) for who in (ALICE, BOB)]
-        await world.first.grant(ALICE.node, 5_000_000)
-        await alice.sync()
+        alice, bob = await begun(world)
         async with alice.lease(BOB.node, *PRICES, QUOTE, 1) as lease:
             await pay(lease, bob, ALICE.node, 100, 50)
         world.stop(world.witnesses[3])

@@ -18,7 +18,9 @@ from protocol.ledger.genesis import Federation, create
 from protocol.messages import Message, Rejected
 from protocol.signing import Signer
 from tests.node.ledgers import Clock
-from tests.protocol.ledger_world import ISSUER, NOW, signer
+from tests.protocol.ledger_world import ALICE, BOB, ISSUER, NOW, signer
+
+CREDITS = 5_000_000  # µcredits that Alice begins with
 
 Spoil = Callable[[NodeId, Message, Message], Awaitable[Message]]  # (who asked, request, the honest answer)
 
@@ -105,6 +107,18 @@ def federation_of(count: int) -> tuple[Federation, tuple[Signer, ...]]:
     witnesses = tuple(signer(f"witness {number}") for number in range(count))
     genesis = create("several", NOW, [witness.node for witness in witnesses], [ISSUER.node], supply_cap=10**12)
     return genesis, witnesses
+
+
+async def begun(world: World, keep_epochs: int = 0) -> tuple[Bookkeeper, Bookkeeper]:
+    """All witnesses that do not run yet, Alice with 5 cr, and Bob."""
+    settings = Settings(keep_epochs=keep_epochs)
+    for witness in world.witnesses:
+        if witness.node not in world.books:
+            await world.start(witness, settings=settings)
+    alice, bob = [await world.start(who, settings=settings) for who in (ALICE, BOB)]
+    await world.first.grant(ALICE.node, CREDITS)
+    await alice.sync()
+    return alice, bob
 
 
 @asynccontextmanager

@@ -402,14 +402,14 @@ class FederationMachine(RuleBasedStateMachine):
     def _give(self, order: Order, votes: int, stored: int) -> None:
         """Ask for votes, and store what they make."""
         self.orders.append(order)
-        self._submit(order, votes)
+        self._submit(order, self._chosen(votes))
         if order.hash in self.certificates:
             self._store(order.hash, stored)
 
-    def _submit(self, order: Order, mask: int) -> None:
+    def _submit(self, order: Order, nodes: Iterable[WitnessNode]) -> None:
         """Ask these witnesses for votes; a quorum of votes makes the certificate."""
         given = self.votes.setdefault(order.hash, {})
-        for node in self._chosen(mask):
+        for node in nodes:
             vote = attempt(node.vote, order)
             if vote is not None:
                 given[node.index] = vote
@@ -661,25 +661,18 @@ class FederationMachine(RuleBasedStateMachine):
         self._end_together(active, mask)
         paid = not (self.set_back and self.liar is not None)
         for channel, order in self.closes.items():
-            self._to_the_end(order, active, mask)
+            self._to_the_end(order, active)
             if paid:
                 self._check_paid(active, channel, order)
         node = active[0]
         if node.view.account(DAVE.node).balance > 0:
             order = node.hold(DAVE, CAROL.node, 1)
-            self._to_the_end(order, active, mask)
+            self._to_the_end(order, active)
             assert all(one.view.position(order.hash) is not None for one in active), "an honest owner is stuck"
 
-    def _to_the_end(self, order: Order, active: list[WitnessNode], mask: int) -> None:
+    def _to_the_end(self, order: Order, active: list[WitnessNode]) -> None:
         """Ask these and no others."""
-        given = self.votes.setdefault(order.hash, {})
-        for node in active:
-            vote = attempt(node.vote, order)
-            if vote is not None:
-                given[node.index] = vote
-                self._note_vote(node, order, vote)
-        if len(given) >= QUORUM and order.hash not in self.certificates:
-            self._certify(order, list(given.values())[:QUORUM])
+        self._submit(order, active)
         if order.hash in self.certificates:
             for node in active:
                 attempt(node.store, self.certificates[order.hash])
