@@ -357,9 +357,15 @@ class FederationMachine(RuleBasedStateMachine):
     def _carefully(self, account: NodeId, make: Callable[[WitnessNode], Order], votes: int, stored: int) -> None:
         """The order before, if it is neither done nor void; else a new one."""
         node, last = self._furthest(account), self.pending.get(account)
-        waits = last is not None and _slot(last.body)[2] == node.view.epoch and node.view.position(last.hash) is None
-        self.pending[account] = last if waits and last is not None else make(node)
+        self.pending[account] = last if last is not None and self._waits(last, node) else make(node)
         self._give(self.pending[account], votes, stored)
+
+    @staticmethod
+    def _waits(order: Order, node: WitnessNode) -> bool:
+        """Neither done nor void. Its owner remembers its epoch, even if all correct witnesses in that were set back."""
+        epoch = _slot(order.body)[2]
+        assert epoch is not None
+        return epoch > node.view.epoch or (epoch == node.view.epoch and node.view.position(order.hash) is None)
 
     def _all_correct(self) -> list[WitnessNode]:
         return [node for node in self.witnesses if node.index != self.liar]
