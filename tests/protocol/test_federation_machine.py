@@ -201,7 +201,7 @@ class FederationMachine(RuleBasedStateMachine):
         if last is None or known is None or not known.open or last.hash not in self.final or last.hash in self.closes:
             return
         voucher = node.voucher(KEYS[known.payer], last.hash, min(units_in, known.amount), 0)
-        self.closes[last.hash] = node.close(BOB, last.hash, voucher)
+        self.closes[last.hash] = node.close(KEYS[known.payee], last.hash, voucher)
         self._give(self.closes[last.hash], votes, stored)
 
     # --- delivery ---
