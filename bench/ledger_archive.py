@@ -169,19 +169,11 @@ class Checked:
         return self.report.certificates / self.seconds
 
 
-def checked(
-    plan: Plan, folder: Path, *, signatures: bool, from_checkpoint: bool = False, processes: int = 0
-) -> Checked:
+def checked(plan: Plan, folder: Path, *, signatures: bool) -> Checked:
     """Check it. Raises `SystemExit` if it is not true: then nothing was measured."""
     store = LevelStore(folder)
     began, used = time.perf_counter(), _core_seconds()
-    report = verify_on_all_cores(
-        plan.who.federation,
-        store.snapshot(),
-        signatures=signatures,
-        from_checkpoint=from_checkpoint,
-        processes=processes,
-    )
+    report = verify_on_all_cores(plan.who.federation, store.snapshot(), signatures=signatures)
     seconds, used = time.perf_counter() - began, _core_seconds() - used
     store.close()
     if not report.verified:

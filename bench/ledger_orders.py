@@ -78,11 +78,11 @@ def _kinds(witnesses: int, payers: int, workers: int) -> list[tuple[str, int]]:
     return [("witness", witnesses), ("payer", payers), ("worker", workers)]
 
 
-def grants(who: Parties, amount: int, epoch: int = 0) -> Iterator[Order]:
+def grants(who: Parties, amount: int) -> Iterator[Order]:
     """One grant for each payer: the issuer's chain."""
     head = first_head(who.issuer.node)
     for sequence, payer in enumerate(who.payers):
-        body = encode(Grant(who.issuer.node, sequence, head, payer.node, amount, epoch))
+        body = encode(Grant(who.issuer.node, sequence, head, payer.node, amount, epoch=0))
         yield _signed(who, who.issuer, body, who.issuer.node, sequence)
         head = body_hash(body)
 

@@ -148,7 +148,8 @@ class Witness:
             draft.update({ABSTAIN: u64(view.epoch)})
 
     def forgot(self, view: View, certificate: bytes) -> bool:
-        """True if the certificate has a vote of this witness that it does not remember: its storage was set back."""
+        """True if the certificate has a vote of this witness that it does not remember: its storage was set back. Not
+        for channels about which it is silent: that it may have voted there it knows since it was set back."""
         if self._index is None:
             return False
         found = open_certificate(certificate)
@@ -156,6 +157,8 @@ class Witness:
             return False
         order = decode(found.body)
         assert isinstance(order, AccountOrder | Settlement)
+        if isinstance(order, Settlement) and view.may_have_settled(order.channel):
+            return False
         return not _voted_for(view, order, body_hash(found.body))
 
     def _vote(self, draft: Draft, request: RequestVote) -> Voted:

@@ -52,6 +52,19 @@ def build_recorder(folder: Path) -> Path:
     return target
 
 
+def recorded(recorder: Path, home: Path, record: Path) -> dict[str, str]:
+    """The environment of a process whose recorder writes to `record` what is done to `home`."""
+    return {"LD_PRELOAD": str(recorder), "MTOR_DISK_ROOT": str(home), "MTOR_DISK_RECORD": str(record)}
+
+
+def lose_power(disk: Disk, chance: random.Random, journal: bool | None) -> str:
+    """What a loss may leave of a folder is left of it; which kind of loss it was. `journal`: see `Losses`."""
+    kind = chance.choice(sorted(KEEPS))
+    any_sync = chance.random() < 0.5 if journal is None else journal
+    disk.leave(disk.power_loss(chance, KEEPS[kind], journal=any_sync))
+    return f"{kind}; names with {'any file' if any_sync else 'their folder'}"
+
+
 @dataclass
 class Losses:
     """How power is lost, and what was."""
@@ -76,12 +89,7 @@ class PowerCut(Killer):
         home.mkdir(exist_ok=True)
         record.unlink(missing_ok=True)
         self.disks[name] = Disk(home)
-        environment = {
-            "LD_PRELOAD": str(self.losses.recorder),
-            "MTOR_DISK_ROOT": str(home),
-            "MTOR_DISK_RECORD": str(record),
-        }
-        return Life(self.world, name, environment)
+        return Life(self.world, name, recorded(self.losses.recorder, home, record))
 
     def killed(self, name: str) -> None:
         """The process is gone; now its disk loses power."""
@@ -89,10 +97,7 @@ class PowerCut(Killer):
         disk.replay(self.world.folder / f"{name}.record")
         for difference in disk.differences():
             self.claims.problem(f"the recorder missed something of {name}: {difference}")
-        kind = self.chance.choice(sorted(KEEPS))
-        journal = self.chance.random() < 0.5 if self.losses.journal is None else self.losses.journal
-        disk.leave(disk.power_loss(self.chance, KEEPS[kind], journal=journal))
-        self.losses.kinds[f"{kind}; names with {'any file' if journal else 'their folder'}"] += 1
+        self.losses.kinds[lose_power(disk, self.chance, self.losses.journal)] += 1
         self.losses.unsynced_bytes += disk.unsynced_bytes
 
 

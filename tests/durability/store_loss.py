@@ -24,8 +24,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from node.store import Store, StoreError
-from tests.durability.disk_model import KEEPS, Disk
-from tests.durability.power_loss import build_recorder
+from tests.durability.disk_model import Disk
+from tests.durability.power_loss import build_recorder, lose_power, recorded
 from tests.durability.small_world import STORES
 
 ROOT = Path(__file__).parents[2]
@@ -94,9 +94,9 @@ def _life(root: Path, recorder: Path, chance: random.Random, found: Found, kind:
     home, record = root / "home", root / "record"
     record.unlink(missing_ok=True)
     disk = Disk(home)
-    environment = {"LD_PRELOAD": str(recorder), "MTOR_DISK_ROOT": str(home), "MTOR_DISK_RECORD": str(record)}
+    environment = os.environ | recorded(recorder, home, record)
     command = [sys.executable, "-m", "tests.durability.store_loss", "--write", str(home / "ledger"), "--store", kind]
-    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE)
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE)
     assert process.stdout is not None
     if chance.random() > 0.1:
         process.stdout.readline()
@@ -107,10 +107,7 @@ def _life(root: Path, recorder: Path, chance: random.Random, found: Found, kind:
     process.stdout.close()
     disk.replay(record)
     found.alarms += disk.differences()
-    way = chance.choice(sorted(KEEPS))
-    any_sync = chance.random() < 0.5 if journal is None else journal
-    disk.leave(disk.power_loss(chance, KEEPS[way], journal=any_sync))
-    found.kinds[f"{way}; names with {'any file' if any_sync else 'their folder'}"] += 1
+    found.kinds[lose_power(disk, chance, journal)] += 1
     found.unsynced_bytes += disk.unsynced_bytes
     found.losses += 1
     numbers = [int(line) for line in lines if line[:1].isdigit()]

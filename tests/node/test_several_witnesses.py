@@ -164,9 +164,7 @@ async def test_a_lying_witness_changes_nothing() -> None:
             return LIES.get(type(answer), lambda honest: honest)(answer)
 
         world.spoilt[world.witnesses[1].node] = lie
-        alice, bob = [await world.start(who) for who in (ALICE, BOB)]
-        await world.first.grant(ALICE.node, CREDITS)
-        await alice.sync()
+        alice, bob = await begun(world)
         await query(alice, bob)
         assert await bob.close_idle(0) == 1
         for who in (ALICE, BOB):

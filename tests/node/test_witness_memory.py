@@ -9,11 +9,22 @@ import pytest
 from node.bookkeeper import Bookkeeper, LedgerDamaged
 from node.memory_store import MemoryStore
 from node.witness_memory import MemoryDamaged, WitnessMemory
+from protocol.codec import encode
 from protocol.errors import ErrorCode, Refused
 from protocol.ids import NodeId
 from protocol.ledger.checkpoints import is_decision
 from protocol.ledger.state import EPOCH, Draft, View, u64
-from protocol.messages import Message, Rejected, RequestVote, StoreCertificate
+from protocol.messages import (
+    Certificate,
+    Close,
+    Message,
+    Rejected,
+    RequestVote,
+    StoreCertificate,
+    Stored,
+    Voted,
+    WitnessSignature,
+)
 from tests.node.ledgers import PRICES, QUOTE, pay
 from tests.node.witnesses import World, begun, world_of
 from tests.protocol.ledger_world import ALICE, BOB
@@ -113,6 +124,34 @@ async def test_a_witness_whose_ledger_was_deleted_votes_for_nothing_old_and_for_
         assert (await bob.balance()).earned == 500
 
 
+async def test_a_forgotten_vote_for_an_old_close_is_no_news_and_no_reason_to_abstain_again(tmp_path: Path) -> None:
+    async with world_of(4) as world:
+        memory = WitnessMemory(tmp_path / "witnessed")
+        last = await start_with_memory(world, 3, memory, MemoryStore())
+        alice, bob = await begun(world)
+        async with alice.lease(BOB.node, *PRICES, QUOTE, 1) as lease:
+            voucher = await pay(lease, bob, ALICE.node, 100, 50)
+        body = encode(Close(lease.channel, voucher.voucher, voucher.signature))
+        request = RequestVote(body, BOB.sign(world.federation.id, body))
+        voted = [
+            await ledger.answer(BOB.node, request)
+            for ledger in (world.first, world.books[world.witnesses[1].node], last)
+        ]
+        votes = [WitnessSignature(vote.witness, vote.signature) for vote in voted if isinstance(vote, Voted)]
+        world.stop(world.witnesses[3])  # before it stored the certificate, and its disk is lost
+        again = await start_with_memory(world, 3, memory, MemoryStore())
+        for ledger in world.books.values():
+            if ledger.is_witness and ledger is not again:
+                await ledger.epochs.accept()
+        await world.first.epochs.end()
+        await again.sync()
+        certificate = encode(Certificate(body, request.signature, tuple(sorted(votes, key=lambda vote: vote.witness))))
+        assert len(votes) == 3 and 3 in {vote.witness for vote in votes}
+        assert isinstance(await again.answer(BOB.node, StoreCertificate(certificate)), Stored)
+        assert not again.epochs.status().abstaining
+        assert (await again.balance(BOB.node)).earned == 250
+
+
 async def test_without_the_others_a_close_of_an_old_channel_waits(tmp_path: Path) -> None:
     async with world_of(4) as world:
         memory = WitnessMemory(tmp_path / "witnessed")
@@ -138,10 +177,7 @@ async def test_without_the_others_a_close_of_an_old_channel_waits(tmp_path: Path
 
 async def paid_with_the_last_witness(world: World) -> MemoryStore:
     """Alice pays Bob with the votes of witnesses 0, 1 and 3. The last one's store as it was before its votes."""
-    await world.start_witnesses()
-    alice, bob = [await world.start(who) for who in (ALICE, BOB)]
-    await world.first.grant(ALICE.node, 5_000_000)
-    await alice.sync()
+    alice, bob = await begun(world)
     old = world.stores[world.witnesses[3].node]
     assert isinstance(old, MemoryStore)
     before = MemoryStore(dict(old.iterate()))

@@ -127,12 +127,15 @@ class WitnessNode(Ledger):
         return position, self.view.epoch
 
     def forgot(self, certificate: bytes) -> bool:
-        """True if it has a vote of this witness that it does not remember: it was set back."""
+        """True if it has a vote of this witness that it does not remember, nor knows to have forgotten: it was set
+        back."""
         found = open_certificate(certificate)
         if self.view.abstaining or all(vote.witness != self.index for vote in found.votes):
             return False
         order = decode(found.body)
         assert isinstance(order, AccountOrder | Settlement)
+        if isinstance(order, Settlement) and self.view.may_have_settled(order.channel):
+            return False
         lock = votes.lock_in_force(self.view, *voted_object(order), order)
         return lock is None or lock.order != body_hash(found.body)
 
@@ -142,9 +145,9 @@ class WitnessNode(Ledger):
         """The orders behind its snapshot."""
         return epoch_orders(self.state)
 
-    def joined(self, request: Join, coordinator: int, *, willing: bool = True) -> Joined:
+    def joined(self, request: Join, coordinator: int) -> Joined:
         """Freeze and promise. Raises `Refused`."""
-        answer, puts = epochs.join(self.seat, self.state, request, coordinator, willing=willing)
+        answer, puts = epochs.join(self.seat, self.state, request, coordinator, willing=True)
         self.state.write(puts)
         return answer
 
@@ -200,7 +203,7 @@ class Liar(WitnessNode):
     def held(self) -> Union:
         return self.pretended or epoch_orders(self.state)
 
-    def joined(self, request: Join, coordinator: int, *, willing: bool = True) -> Joined:
+    def joined(self, request: Join, coordinator: int) -> Joined:
         held, view = self.held(), self.view
         told = None if self.hides else self.committed
         prepared, checkpoint = (told.round + 1, told.checkpoint) if told is not None else (0, b"")
@@ -263,11 +266,11 @@ class Round:
         """What it sends first."""
         return Join(self.epoch, self.number)
 
-    def ask_to_join(self, witnesses: Iterable[WitnessNode], *, willing: bool = True) -> None:
+    def ask_to_join(self, witnesses: Iterable[WitnessNode]) -> None:
         """Phase 0. Who refuses, or whose set is not usable, is left out."""
         for one in witnesses:
             with suppress(Refused):
-                answer = one.joined(self.request, self.node.index, willing=willing)
+                answer = one.joined(self.request, self.node.index)
                 self.take(one.index, answer, one.held())
 
     def take(self, index: int, answer: Joined, held: Union) -> None:

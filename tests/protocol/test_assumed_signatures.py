@@ -56,7 +56,7 @@ def both(world: World) -> tuple[Report, Report]:
     """The report of a check on the spot, and of one with the signatures checked elsewhere."""
 
     def run(check: Verify) -> Report:
-        return verify_log(FEDERATION, world.state, signatures=True, check=check)
+        return verify_log(world.federation, world.state, signatures=True, check=check)
 
     return run(verify), as_if_checked(run, Elsewhere())
 
@@ -136,15 +136,8 @@ def ended() -> Ledger:
     return ledger
 
 
-def both_of(ledger: Ledger) -> tuple[Report, Report]:
-    def run(check: Verify) -> Report:
-        return verify_log(ledger.federation, ledger.state, signatures=True, check=check)
-
-    return run(verify), as_if_checked(run, Elsewhere())
-
-
 def test_an_ended_epoch_is_verified_by_keys_that_stand_behind_in_it(ended: Ledger) -> None:
-    alone, elsewhere = both_of(ended)
+    alone, elsewhere = both(ended)
     assert alone == elsewhere
     assert alone.verified, alone.problems
     assert alone.epoch == 1
@@ -155,7 +148,7 @@ def test_an_ended_epoch_is_verified_by_keys_that_stand_behind_in_it(ended: Ledge
 @pytest.mark.parametrize("position", range(5))
 def test_a_wrong_signature_in_an_ended_epoch_is_found(ended: Ledger, position: int, change: str) -> None:
     spoil(ended, position, change)
-    alone, elsewhere = both_of(ended)
+    alone, elsewhere = both(ended)
     assert alone == elsewhere
     assert alone.problems == ("epoch 0: bad_signature: the signature does not verify",)
 

@@ -419,11 +419,11 @@ class FederationMachine(RuleBasedStateMachine):
             vote = attempt(node.vote, order)
             if vote is not None:
                 given[node.index] = vote
-                self._note_vote(node, order, vote)
+                self._note_vote(node, order)
         if len(given) >= QUORUM and order.hash not in self.certificates:
             self._certify(order, list(given.values())[:QUORUM])
 
-    def _note_vote(self, node: WitnessNode, order: Order, vote: WitnessSignature) -> None:
+    def _note_vote(self, node: WitnessNode, order: Order) -> None:
         """I8: one vote for each number and epoch; for a channel one for ever."""
         if node.index != self.liar:
             key = ("vote", node.index, *_slot(order.body))
@@ -606,9 +606,14 @@ class FederationMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_states_at_the_beginning_of_an_epoch_are_the_same(self) -> None:
-        """I13; that it is the checkpoint's is checked when it is adopted."""
+        """I13, at all who are in one epoch; that it is the checkpoint's is checked when it is adopted."""
+        beginnings: dict[int, dict[bytes, tuple[int, bytes]]] = {}
         for node in self._all_correct():
-            assert node.view.epoch <= len(self.decisions)
+            epoch = node.view.epoch
+            accounts = {key: Account.decode(value) for key, value in Base(node.state, epoch).iterate(b"a")}
+            found = {key: (account.balance, account.head) for key, account in accounts.items()}
+            assert beginnings.setdefault(epoch, found) == found, "two beginnings of one epoch"
+            assert epoch <= len(self.decisions)
 
     @invariant()
     def nothing_can_be_proved_against_an_honest_owner(self) -> None:
@@ -662,9 +667,8 @@ class FederationMachine(RuleBasedStateMachine):
 
     def _finish(self, active: list[WitnessNode]) -> None:
         """The liar is silent from now on."""
-        mask = sum(1 << node.index for node in active)
         self._meet(active)
-        self._end_together(active, mask)
+        self._end_together(active)
         paid = not (self.set_back and self.liar is not None)
         for channel, order in self.closes.items():
             self._to_the_end(order, active)
@@ -688,17 +692,14 @@ class FederationMachine(RuleBasedStateMachine):
             self._catch_up(node)
         assert {node.view.epoch for node in active} == {len(self.decisions)}
 
-    def _end_together(self, active: list[WitnessNode], mask: int) -> None:
+    def _end_together(self, active: list[WitnessNode]) -> None:
         """Any correct coordinator brings the epoch to its end, whatever was begun."""
         joined = [node.role.promised + 1 for node in active if node.role is not None]
-        begun = self._begin_correct_round(active[-1], max(joined, default=0))
+        begun = Round(active[-1], round_of(FOUR, active[-1].index, max(joined, default=0)))
         decision = begun.run(active)
         assert decision is not None, "the correct witnesses cannot end the epoch"
         self._decided(begun, decision)
         self._meet(active)
-
-    def _begin_correct_round(self, node: WitnessNode, after: int) -> Round:
-        return Round(node, round_of(FOUR, node.index, after))
 
     def _check_paid(self, active: list[WitnessNode], channel: bytes, order: Order) -> None:
         """A worker whose hold was final is paid, unless it was late by more than REFUND_DELAY."""

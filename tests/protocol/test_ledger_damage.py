@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from protocol.ledger.audit import Report, verify_log
-from protocol.ledger.checkpoints import adopt, epoch_orders
 from protocol.ledger.pruning import prune
 from protocol.ledger.state import (
     LOG_LENGTH,
@@ -32,8 +31,7 @@ from tests.protocol.vector_world import FOUR, Ledger, four_witnesses, one_witnes
 def next_epoch(ledger: Ledger) -> None:
     """End the epoch; copies of all beginnings are kept."""
     ledger.now += HOUR // 10
-    decision = ledger.decision(ledger.checkpoint())
-    ledger.state.write(adopt(ledger.federation, ledger.state, decision, epoch_orders(ledger.state), 0).puts)
+    ledger.end_epoch(keep_from=0)
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from protocol.errors import ErrorCode, Refused
 from protocol.ledger import epochs
 from protocol.ledger.audit import verify_log
 from protocol.ledger.checkpoints import Union, begin_from, epoch_orders, leaves, state_root
-from protocol.ledger.checkpoints import adopt as adopt_core
 from protocol.ledger.evidence import conflicts, equivocation, open_proof
 from protocol.ledger.orders import MissingPredecessor
 from protocol.ledger.pruning import prunable, prune
@@ -244,8 +243,7 @@ def test_copies_of_earlier_states_are_kept_as_long_as_asked(witnesses: Witnesses
 
     def end(keep_from: int | None) -> None:
         one.now += 1
-        decision = one.decision(one.checkpoint())
-        one.state.write(adopt_core(FOUR, one.state, decision, epoch_orders(one.state), keep_from).puts)
+        one.end_epoch(keep_from=keep_from)
 
     end(None)
     assert bases() == {1}
@@ -344,8 +342,7 @@ def test_what_can_be_pruned(witnesses: Witnesses) -> None:
 
     def end(keep_from: int) -> None:
         one.now += 1
-        decision = one.decision(one.checkpoint())
-        one.state.write(adopt_core(FOUR, one.state, decision, epoch_orders(one.state), keep_from).puts)
+        one.end_epoch(keep_from=keep_from)
 
     end(0)
     end(0)

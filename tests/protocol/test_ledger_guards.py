@@ -126,8 +126,7 @@ def test_the_copies_of_beginnings_that_are_kept() -> None:
 
     def end(keep_from: int) -> set[int]:
         ledger.now += HOUR // 60
-        decision, orders = ledger.decision(ledger.checkpoint()), epoch_orders(ledger.state)
-        ledger.state.write(adopt(FOUR, ledger.state, decision, orders, keep_from).puts)
+        ledger.end_epoch(keep_from=keep_from)
         return {int.from_bytes(key[1:9], "big") for key, _ in ledger.state.iterate(b"s")}
 
     assert [end(keep_from) for keep_from in (0, 2, 2, 3)] == [{1}, {2}, {2, 3}, {3, 4}]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from protocol.ledger.audit import verify_log
-from protocol.ledger.checkpoints import adopt, epoch_orders
 from protocol.ledger.pruning import prunable, prune
 from protocol.ledger.state import lock_key
 from tests.protocol.ledger_world import ALICE, BOB, HOUR
@@ -18,12 +17,10 @@ def forget(ledger: Ledger, epoch: int) -> None:
     assert report.verified and report.since_epoch == epoch, report.problems
 
 
-def end_epoch(ledger: Ledger, keep_from: int = 0) -> None:
+def end_epoch(ledger: Ledger) -> None:
     """As `Ledger.end_epoch`, with the copies of earlier states kept."""
     ledger.now += HOUR // 10
-    decision = ledger.decision(ledger.checkpoint())
-    orders = epoch_orders(ledger.state)
-    ledger.state.write(adopt(ledger.federation, ledger.state, decision, orders, keep_from).puts)
+    ledger.end_epoch(keep_from=0)
 
 
 def test_a_channel_that_ended_in_the_kept_part_stays_until_that_is_pruned_too() -> None:

@@ -181,13 +181,13 @@ class Ledger(World):
             Decision(encode(checkpoint), number, commits or self.ballots(2, checkpoint, number, tuple(witnesses)))
         )
 
-    def adopt(self, decision: bytes, union: Iterable[bytes] | None = None) -> None:
+    def adopt(self, decision: bytes, union: Iterable[bytes] | None = None, *, keep_from: int | None = None) -> None:
         orders = epoch_orders(self.state) if union is None else Union({record_id(one): one for one in union})
-        self.state.write(adopt(self.federation, self.state, decision, orders).puts)
+        self.state.write(adopt(self.federation, self.state, decision, orders, keep_from).puts)
         self.log.append(decision)
 
-    def end_epoch(self, time_ms: int | None = None) -> None:
-        self.adopt(self.decision(self.checkpoint(time_ms)))
+    def end_epoch(self, time_ms: int | None = None, *, keep_from: int | None = None) -> None:
+        self.adopt(self.decision(self.checkpoint(time_ms)), keep_from=keep_from)
 
     def promised(
         self, index: int, number: int = 0, before: Checkpoint | None = None, prepared: int = 0, **other: Any
