@@ -3,11 +3,10 @@
 Rule: this file is the model's one description: training and engine both build it from a `Shape`. The weights file holds
 each matrix as int8 rows with a scale a row, read back to float32 before anything is computed.
 
-A latent is 224 numbers. The first 128 are a picture's coordinates along the principal components of the training
-pictures at 32 x 32, scaled by the root of their deviation, so that coarse features weigh more than fine ones, yet not
-as much as in pixels; the other 96 are what an `Encoder` found worth saying beside them. `Flow` moves Gaussian noise to
-such a latent along straight lines (flow matching, Lipman et al., 2023: https://arxiv.org/abs/2210.02747), told by a
-bag of words, a style and the time. `Decoder` draws it at 64 x 64. The encoder is needed for training only.
+A latent is a picture's coordinates along the 384 principal components of the training pictures at 32 x 32, scaled by
+the root of their deviation, so that coarse features weigh more than fine ones, yet not as much as in pixels. `Flow`
+moves Gaussian noise to such a latent along straight lines (flow matching, Lipman et al., 2023:
+https://arxiv.org/abs/2210.02747), told by a bag of words, a style and the time. `Decoder` draws it at 64 x 64.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as functional
@@ -34,18 +32,12 @@ class Shape:
 
     words: int
     styles: int
-    components: int = 128  # of a latent: principal components
-    details: int = 96  # of a latent: found by the encoder
+    latent: int = 384
     word_width: int = 192
     style_width: int = 16
     width: int = 576
     condition: int = 256
     layers: int = 4
-
-    @property
-    def latent(self) -> int:
-        """Numbers of a latent."""
-        return self.components + self.details
 
 
 def words_of(text: str) -> list[str]:
@@ -105,63 +97,39 @@ class Flow(nn.Module):
         return out
 
 
-class Encoder(nn.Module):
-    """What the principal components do not say of a picture; each number has mean 0 and variance 1 over a batch."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        channels = (3, 32, 64, 96, 128)
-        self.halve = nn.ModuleList(
-            nn.Conv2d(before, after, 4, stride=2, padding=1) for before, after in pairwise(channels)
-        )
-        self.norms = nn.ModuleList(nn.GroupNorm(8, after) for after in channels[1:])
-        self.gather = nn.Linear(128 * 4 * 4, shape.details)
-        self.standard = nn.BatchNorm1d(shape.details, affine=False, momentum=0.01)
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        """(B, 3, 64, 64) -> (B, details)."""
-        x = pictures
-        for halve, norm in zip(self.halve, self.norms, strict=True):
-            x = functional.silu(norm(halve(x)))
-        details: Tensor = self.standard(self.gather(x.flatten(1)).float())
-        return details
-
-
 class Decoder(nn.Module):
-    """A latent as pixels: its principal components give a blurred picture, convolutions draw the rest."""
+    """A latent as pixels: its components give a picture at 32 x 32, convolutions draw it at twice the size."""
 
-    basis: Tensor  # (components, 3 * 32 * 32): what one unit of each coordinate adds to the picture
+    basis: Tensor  # (latent, 3 * 32 * 32): what one unit of each coordinate adds to the picture
     mean: Tensor  # (3 * 32 * 32,)
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.register_buffer("basis", torch.zeros(shape.components, 3 * COARSE_SIDE**2))
+        self.register_buffer("basis", torch.zeros(shape.latent, 3 * COARSE_SIDE**2))
         self.register_buffer("mean", torch.zeros(3 * COARSE_SIDE**2))
-        self.unfold = nn.Linear(shape.latent, 64 * 8 * 8)
-        self.at_8 = nn.Conv2d(64, 128, 3, padding=1)
-        self.at_16 = nn.Conv2d(128, 96, 3, padding=1)
-        self.at_32 = nn.Conv2d(96, 64, 3, padding=1)
-        self.coarse = nn.Conv2d(3, 64, 3, padding=1)
-        self.refine = nn.Conv2d(64, 64, 3, padding=1)
-        self.draw = nn.Conv2d(64, 12, 3, padding=1)
-        self.norms = nn.ModuleList(nn.GroupNorm(8, channels) for channels in (64, 128, 96, 64, 64))
+        self.enter = nn.Conv2d(3, 48, 3, padding=1)
+        self.halve = nn.Conv2d(48, 96, 4, stride=2, padding=1)
+        self.around = nn.Conv2d(96, 96, 3, padding=1)
+        self.back = nn.Conv2d(96, 48, 3, padding=1)
+        self.refine = nn.ModuleList(nn.Conv2d(48, 48, 3, padding=1) for _ in range(2))
+        self.draw = nn.Conv2d(48, 12, 3, padding=1)
+        self.norms = nn.ModuleList(nn.GroupNorm(8, channels) for channels in (48, 96, 96, 48, 48))
         _silence(self.draw)
 
-    def blurred(self, latent: Tensor) -> Tensor:
+    def coarse(self, latent: Tensor) -> Tensor:
         """(B, latent) -> (B, 3, 32, 32), values about -1 to 1."""
-        return (latent[:, : len(self.basis)] @ self.basis + self.mean).view(-1, 3, COARSE_SIDE, COARSE_SIDE)
+        return (latent @ self.basis + self.mean).view(-1, 3, COARSE_SIDE, COARSE_SIDE)
 
     def forward(self, latent: Tensor) -> Tensor:
         """(B, latent) -> (B, 3, 64, 64), values about -1 to 1."""
-        blurred = self.blurred(latent)
-        x = functional.silu(self.norms[0](self.unfold(latent).view(-1, 64, 8, 8)))
-        x = functional.silu(self.norms[1](self.at_8(x)))
-        x = functional.silu(self.norms[2](self.at_16(functional.interpolate(x, scale_factor=2.0))))
-        x = functional.silu(
-            self.norms[3](self.at_32(functional.interpolate(x, scale_factor=2.0)) + self.coarse(blurred))
-        )
-        x = x + functional.silu(self.norms[4](self.refine(x)))
-        large = functional.interpolate(blurred, scale_factor=2.0, mode="bilinear")
+        coarse = self.coarse(latent)
+        near = functional.silu(self.enter(coarse))  # (B, 48, 32, 32)
+        far = functional.silu(self.norms[1](self.halve(self.norms[0](near))))  # (B, 96, 16, 16)
+        far = far + functional.silu(self.norms[2](self.around(far)))
+        x = near + self.back(functional.interpolate(far, scale_factor=2.0))
+        for norm, refine in zip(self.norms[3:], self.refine, strict=True):
+            x = x + functional.silu(refine(norm(x)))
+        large = functional.interpolate(coarse, scale_factor=2.0, mode="bilinear")
         return large + functional.pixel_shuffle(self.draw(x), 2)
 
 

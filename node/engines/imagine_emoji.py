@@ -131,7 +131,8 @@ class EmojiPainter:
         if self._style not in self._styles:
             raise ValueError(f"the option style is one of {', '.join(self._styles)}, not {self._style!r}")
         self._vocabulary = Vocabulary(config["words"])
-        self._network = EmojiNetwork(Shape(**config["shape"]))
+        self._shape = Shape(**config["shape"])
+        self._network = EmojiNetwork(self._shape)
         self._network.load_state_dict(unpack(load_file(folder / "model.safetensors")))
         self._device = choose_device(device)
         self._network.to(self._device).eval()
@@ -173,7 +174,7 @@ class EmojiPainter:
     def _noise(self, seed: int) -> Tensor:
         """(1, latent); drawn on the CPU, so that a card paints from the same noise."""
         generator = torch.Generator().manual_seed(seed)
-        return torch.randn((1, self._network.decoder.basis.shape[0]), generator=generator).to(self._device)
+        return torch.randn((1, self._shape.latent), generator=generator).to(self._device)
 
     @torch.inference_mode()
     def _step(self, latent: Tensor, picture: Picture, reading: Reading, step: int) -> Tensor:

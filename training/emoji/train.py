@@ -6,8 +6,8 @@ on the same machine with the same number of threads.
     python training/emoji/train.py SET RUN --decoder-steps 3000 --flow-steps 20000
     python training/emoji/train.py SET RUN --export node/engines/builtin/emoji-64
 
-RUN holds the checkpoints and loss.csv; a second call goes on where the first stopped. Two stages: encoder and decoder
-learn to say and draw what the principal components leave out, then the flow learns latents from words (see
+RUN holds the checkpoints and loss.csv; a second call goes on where the first stopped. Two stages: the decoder
+learns to draw a picture from its principal components, then the flow learns those from words (see
 node/engines/emoji_network.py).
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -29,7 +30,7 @@ import torch.nn.functional as functional
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from node.engines.emoji_network import EmojiNetwork, Encoder, Shape, pack
+from node.engines.emoji_network import EmojiNetwork, Shape, pack
 
 SEED = 20_261_123
 STYLES = ("flat", "cartoon", "3d")
@@ -37,7 +38,7 @@ DEFAULT_STYLE = "3d"  # where neither prompt nor option names one
 DECODER_BATCH, DECODER_RATE = 32, 1.5e-3
 FLOW_BATCH, FLOW_RATE = 256, 1.5e-3
 WARM_UP = 200  # steps over which the rate rises
-LATENT_NOISE, DETAIL_NOISE = 0.06, 0.15  # the decoder forgives a flow that misses a little
+LATENT_NOISE = 0.08  # the decoder forgives a flow that misses a little
 AVERAGE = 0.999  # of the weights that are kept, a step (moving average of the flow)
 WORDS_SEEN = 12  # words of one caption at most
 CHECKPOINT_EVERY, LOG_EVERY = 500, 100  # steps
@@ -49,11 +50,11 @@ WEIGHT_PEOPLE, WEIGHT_SIGNS, WEIGHT_RECOLOURED = 0.5, 0.4, 0.1
 
 @dataclass(frozen=True)
 class Pictures:
-    """The training set: pixels (N, 64, 64, 3) uint8, their coordinates (N, components), captions and odds."""
+    """The training set: pixels (N, 64, 64, 3) uint8, latents (N, latent), captions and odds of being drawn."""
 
     pixels: np.ndarray[Any, Any]
     captions: list[dict[str, Any]]
-    coordinates: Tensor
+    latents: Tensor
     basis: Tensor
     mean: Tensor
     odds: Tensor
@@ -63,7 +64,7 @@ class Pictures:
         return torch.from_numpy(self.pixels[indices.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
-def load(folder: Path, components: int) -> Pictures:
+def load(folder: Path, latent: int) -> Pictures:
     """Read the set and find its principal components at 32 x 32."""
     pixels = np.load(folder / "pictures.npy")
     captions = json.loads((folder / "captions.json").read_text())
@@ -76,9 +77,9 @@ def load(folder: Path, components: int) -> Pictures:
     mean = (coarse * odds[:, None]).sum(0) / odds.sum()
     centred = coarse - mean
     values, vectors = torch.linalg.eigh((centred * odds[:, None]).T @ centred / odds.sum())
-    kept, directions = values.flip(0)[:components], vectors.flip(1)[:, :components]
+    kept, directions = values.flip(0)[:latent], vectors.flip(1)[:, :latent]
     share = kept.sum() / values.sum()
-    print(f"{len(captions)} pictures; {components} components hold {share:.3f} of their variance", flush=True)
+    print(f"{len(captions)} pictures; {latent} components hold {share:.3f} of their variance", flush=True)
     # A coordinate is divided by the root of its deviation, then all by one number that makes their mean variance 1.
     scales = kept.sqrt().sqrt()
     scales = scales * (kept / scales**2).mean().sqrt()
@@ -129,32 +130,19 @@ class Run:
     pictures: Pictures
     words: list[str]
     network: EmojiNetwork
-    encoder: Encoder
     average: dict[str, Tensor]  # of the flow's weights, moving
-    latents: Tensor  # (N, latent), once the encoder is trained
 
     def decoder_loss(self, generator: torch.Generator, step: int) -> Tensor:
         chosen = torch.multinomial(self.pictures.odds, DECODER_BATCH, replacement=True, generator=generator)
-        wanted, known = self.pictures.images(chosen), self.pictures.coordinates[chosen]
+        wanted, latents = self.pictures.images(chosen), self.pictures.latents[chosen]
+        latents = latents + LATENT_NOISE * torch.randn(latents.shape, generator=generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            details = self.encoder(wanted)
-            known = known + LATENT_NOISE * torch.randn(known.shape, generator=generator)
-            details = details + DETAIL_NOISE * torch.randn(details.shape, generator=generator)
-            drawn: Tensor = self.network.decoder(torch.cat((known, details), dim=1)).float()
+            drawn: Tensor = self.network.decoder(latents).float()
         # Edges count a second time: a plain L1 loss draws them soft.
         across = (drawn.diff(dim=3) - wanted.diff(dim=3)).abs().mean()
         down = (drawn.diff(dim=2) - wanted.diff(dim=2)).abs().mean()
         loss: Tensor = (drawn - wanted).abs().mean() + 0.5 * (across + down)
         return loss
-
-    @torch.inference_mode()
-    def encode(self) -> None:
-        """The latents of all pictures, by the trained encoder."""
-        self.encoder.eval()
-        everything = torch.arange(len(self.pictures.captions))
-        details = torch.cat([self.encoder(self.pictures.images(some)) for some in torch.split(everything, 512)])
-        self.latents = torch.cat((self.pictures.coordinates, details), dim=1).clone()
-        print(f"latents: mean square {self.latents.square().mean():.3f}", flush=True)
 
     def flow_loss(self, generator: torch.Generator, step: int) -> Tensor:
         chosen = torch.multinomial(self.pictures.odds, FLOW_BATCH, replacement=True, generator=generator)
@@ -163,7 +151,7 @@ class Run:
         known = {word: index for index, word in enumerate(self.words, start=1)}
         words = encode([spoken(caption, random) for caption in captions], known)
         styles = torch.tensor([0 if random.random() < 0.1 else 1 + STYLES.index(c["style"]) for c in captions])
-        clean = self.latents[chosen]
+        clean = self.pictures.latents[chosen]
         noise = torch.randn(clean.shape, generator=generator)
         moment = torch.rand(FLOW_BATCH, generator=generator)
         mixed = (1 - moment)[:, None] * noise + moment[:, None] * clean
@@ -248,14 +236,17 @@ def export(run: Run, out: Path) -> None:
     state = {f"flow.{name}": tensor for name, tensor in run.average.items()}
     state |= {f"decoder.{name}": tensor for name, tensor in run.network.decoder.state_dict().items()}
     save_file(pack(state), out / "model.safetensors", metadata={"format": "mtor-emoji-1"})
+    (out / "model.safetensors").chmod(0o644)  # made private by the library; it is not
     shape = Shape(words=len(run.words), styles=len(STYLES))
     config = {
         "format": "mtor-emoji-1",
         "name": "emoji-64",
         "shape": asdict(shape),
         "styles": STYLES,
+        "style": DEFAULT_STYLE,
         "words": run.words,
     }
+    shutil.copy(run.folder / "loss.csv", out / "loss.csv")
     (out / "config.json").write_text(json.dumps(config, separators=(",", ":")) + "\n")
     print(f"{(out / 'model.safetensors').stat().st_size} bytes", flush=True)
 
@@ -276,17 +267,15 @@ def main() -> None:
     words = vocabulary(captions)
     shape = Shape(words=len(words), styles=len(STYLES))
     network = EmojiNetwork(shape)
-    pictures = load(arguments.set, shape.components)
+    pictures = load(arguments.set, shape.latent)
     network.decoder.basis.copy_(pictures.basis)
     network.decoder.mean.copy_(pictures.mean)
     average = {name: tensor.clone() for name, tensor in network.flow.state_dict().items()}
-    encoder = Encoder(shape)
-    run = Run(arguments.run, pictures, words, network, encoder, average, torch.empty(0))
+    run = Run(arguments.run, pictures, words, network, average)
     print({name: sum(p.numel() for p in part.parameters()) for name, part in network.named_children()}, flush=True)
-    both: Any = nn.ModuleList((encoder, network.decoder))
-    both = both.to(memory_format=torch.channels_last)  # faster on CPUs
-    stage(run, "decoder", both, run.decoder_loss, arguments.decoder_steps, DECODER_RATE)
-    run.encode()
+    decoder: Any = network.decoder
+    decoder.to(memory_format=torch.channels_last)  # faster on CPUs
+    stage(run, "decoder", decoder, run.decoder_loss, arguments.decoder_steps, DECODER_RATE)
     stage(run, "flow", network.flow, run.flow_loss, arguments.flow_steps, FLOW_RATE, run.follow)
     if arguments.export:
         export(run, arguments.export)
