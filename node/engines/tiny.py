@@ -27,7 +27,7 @@ def make_tiny_model(folder: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer()
+    tokenizer = byte_tokenizer(SPECIAL_TOKENS)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -50,24 +50,25 @@ def make_tiny_model(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _tokenizer() -> Any:
-    """Byte-level: every byte is a token, so any text round-trips and an emoji takes four tokens."""
+def byte_tokenizer(special_tokens: tuple[str, ...]) -> Any:
+    """Byte-level: every byte is a token, so any text round-trips and an emoji takes four tokens. The first special
+    token begins a text, the third ends an answer."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     make_fast: Any = PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *alphabet])}
+    vocabulary = {token: index for index, token in enumerate([*special_tokens, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special_tokens])
     fast = make_fast(
         tokenizer_object=tokenizer,
-        bos_token=SPECIAL_TOKENS[0],
-        eos_token=SPECIAL_TOKENS[2],
-        pad_token=SPECIAL_TOKENS[2],
+        bos_token=special_tokens[0],
+        eos_token=special_tokens[2],
+        pad_token=special_tokens[2],
     )
     fast.chat_template = TEMPLATE
     return fast

@@ -14,10 +14,11 @@ from PIL import Image
 SAMPLE = 96  # pixels a side of what colours are counted on
 LEAST_SHARE = 0.07  # of a colour that is worth a word
 MOST_COLOURS = 4
+DARK = 0.38  # value below which a colour is called dark
 DRAWN, PHOTOGRAPHED = 0.8, 0.45  # shares of equal neighbours: drawings and screens are above, photos have noise
 
 # Hue in degrees up to which a saturated colour has this name.
-HUES = ((15, "red"), (42, "orange"), (68, "yellow"), (165, "green"), (200, "cyan"), (258, "blue"), (292, "purple"))
+HUES = ((15, "red"), (42, "orange"), (68, "yellow"), (165, "green"), (200, "turquoise"), (258, "blue"), (292, "purple"))
 PINK, RED = (345, "pink"), "red"
 
 Array = np.ndarray[Any, Any]
@@ -69,7 +70,7 @@ def _names(pixels: Array) -> Array:
     hue, saturation, value = pixels[:, 0] * 360 / 255, pixels[:, 1] / 255, pixels[:, 2] / 255
     grey = (saturation < 0.14) | (saturation * value < 0.09)
     brown = (hue >= 10) & (hue < 48) & (value < 0.62)
-    return np.select(
+    named = np.select(
         [
             value < 0.16,
             grey & (value > 0.92),
@@ -83,6 +84,8 @@ def _names(pixels: Array) -> Array:
         ["black", "white", "light grey", "dark grey", "grey", "brown", *[name for _, name in HUES], PINK[1]],
         RED,
     )
+    deep = ~(grey | brown) & (value >= 0.16) & (value < DARK)
+    return np.where(deep, np.char.add("dark ", named), named)
 
 
 def _flat(image: Image.Image) -> float:
