@@ -194,7 +194,7 @@ def _tell_known(look: Look, thing: str, kinds: frozenset[int]) -> Sentences:
 
 def _tell_colours(look: Look, thing: str) -> Sentences:
     yield _colours(look.measures())
-    if thing and thing not in ("picture", "image", "photo", "it", "main", "background"):
+    if thing and thing not in ("picture", "image", "photo", "it", "this", "that", "main color", "main colour"):
         yield f"These are the whole picture's; the colour of the {thing} alone cannot be told."
 
 
@@ -316,7 +316,7 @@ def _parts(look: Look) -> Generator[None, None, list[tuple[str, Shares]]]:
 # --- forms -------------------------------------------------------------------------------------------------
 
 END = r"(?=[?.!,;]|\s+(?:in|on|at|here|there|visible|can|do|are|is|does|has|have)\b|$)"
-THING = rf"(?:the |a |an |any |some |my )?(?P<thing>[\w' -]+?){END}"
+THING = rf"(?!(?:in|on|at|here|there)\b)(?:the |a |an |any |some |my )?(?P<thing>[\w' -]+?){END}"
 
 
 def _form(pattern: str) -> re.Pattern[str]:
@@ -329,10 +329,12 @@ QUESTIONS = (
     Question(_form(rf"\bwhere(?:'s| is| are)\s+{THING}"), _tell_place),
     Question(_form(rf"\bcolou?rs?\b(?:.*?\b(?:of|is|are|has|have)\s+{THING})?"), _tell_colours),
     Question(
-        _form(r"\b(how (big|large|wide|tall|high)|size|resolution|dimensions|orientation|portrait or landscape)\b"),
+        _form(r"\b(how (big|large|wide|tall|high)|size|resolution|dimensions|orientation|portrait|landscape)\b"),
         _tell_size,
     ),
-    Question(_form(r"\b(how (bright|dark)|brightness)\b"), _tell_light),
+    Question(
+        _form(r"\b(how (bright|dark)|brightness|(is|are) (it|this|that) (too |very )?(bright|dark))\b"), _tell_light
+    ),
     Question(
         _form(r"\b(is|are) (it|this|that|these)\b.*\b(photo|photograph|drawing|screenshot|painting)s?\b"), _tell_kind
     ),

@@ -11,7 +11,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -32,6 +34,29 @@ TILE = 32  # pixels
 WORD = re.compile(r"\s*\S+")
 
 
+class Sorter(Protocol):
+    """What the answers need of a `Classifier`."""
+
+    def shares(self, views: Sequence[Image.Image]) -> torch.Tensor:
+        """(kinds,), mean over the views."""
+
+
+class Scribe(Protocol):
+    """What the answers need of a `Reader`."""
+
+    def read(self, image: Image.Image) -> Iterator[Line | None]:
+        """Lines, and None after a step without one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What looks at a picture."""
+
+    classifier: Sorter
+    reader: Scribe
+    labels: Sequence[str]  # the classifier's kinds
+
+
 class ComposedEyes:
     """The `Answerer` of the embedded eyes. Always on the processor: a card would not make it faster."""
 
@@ -39,35 +64,39 @@ class ComposedEyes:
         """Load what `convert_vision.convert` wrote. Raises `OSError`, `ValueError`, what the libraries raise."""
         if threads:
             torch.set_num_threads(threads)
-        self._classifier = Classifier(folder / "classifier.safetensors")
-        self._labels: list[str] = json.loads((folder / "labels.json").read_text("utf-8"))
-        self._reader = Reader(folder, threads)
+        labels: list[str] = json.loads((folder / "labels.json").read_text("utf-8"))
+        self._tools = Tools(Classifier(folder / "classifier.safetensors"), Reader(folder, threads), labels)
         name = f"{torch.get_num_threads()} threads"
         self.facts = Loaded(0, Device("cpu", name, 0, 0), process_memory_mib(), (VisionRequest,))
 
     def answer(self, request: VisionRequest, prefix: str, inputs: Sequence[bytes]) -> Iterator[EngineEvent | None]:
         """See `Answerer`."""
-        check_roles(request)
-        looks: list[Look] = []
-        for data in shown(request, inputs):
-            looks.append(Look(open_picture(data, OPENED_SIDE), self._classifier, self._reader, self._labels))
-            yield None
-        question = request.turns[-1].text
-        units_in = sum(look.tiles for look in looks) + len(question.split())
-        yield Prompted(units_in)
-        words = continued(vision_answers.answer(looks, question), prefix)
-        yield from told(words, request, units_in)
+        return respond(self._tools, request, prefix, inputs)
+
+
+def respond(tools: Tools, request: VisionRequest, prefix: str, inputs: Sequence[bytes]) -> Iterator[EngineEvent | None]:
+    """An answer's events. See `Answerer.answer`."""
+    check_roles(request)
+    looks: list[Look] = []
+    for data in shown(request, inputs):
+        looks.append(Look(open_picture(data, OPENED_SIDE), tools))
+        yield None
+    question = request.turns[-1].text
+    units_in = sum(look.tiles for look in looks) + len(question.split())
+    yield Prompted(units_in)
+    words = continued(vision_answers.answer(looks, question), prefix)
+    yield from told(words, request, units_in)
 
 
 class Look:
     """One picture and what was found out of it so far. See `vision_answers.Look`."""
 
-    def __init__(self, picture: Picture, classifier: Classifier, reader: Reader, labels: Sequence[str]) -> None:
+    def __init__(self, picture: Picture, tools: Tools) -> None:
         self.width, self.height = picture.width, picture.height
-        self.labels = labels
+        self.labels = tools.labels
         self._image = picture.image
-        self._classifier = classifier
-        self._reader = reader
+        self._classifier = tools.classifier
+        self._reader = tools.reader
         self._measures: Measures | None = None
         self._shares: Shares | None = None
         self._parts: list[tuple[str, Shares]] | None = None
