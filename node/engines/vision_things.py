@@ -100,7 +100,7 @@ PEOPLE = frozenset(
     ("person", "people", "human", "man", "men", "woman", "women", "child", "children", "boy", "girl", "face")
 )
 SMALL_WORDS = frozenset(
-    ("a", "an", "the", "any", "some", "my", "your", "his", "her", "its", "their", "this", "that", "of")
+    ("a", "an", "the", "any", "some", "my", "your", "his", "her", "its", "their", "this", "that", "of", "anything")
 )
 
 
