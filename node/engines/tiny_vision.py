@@ -3,7 +3,7 @@
 Rule: as `tiny`: the same folder every time, loaded by the same path as any other model; nonsense, never in the
 catalogue.
 
-    python -m node.engines.tiny_vision FOLDER [idefics3 | llava | qwen2_vl]
+    python -m node.engines.tiny_vision FOLDER [gemma3 | idefics3 | llava | qwen2_vl]
 """
 
 from __future__ import annotations
@@ -86,6 +86,45 @@ def make_tiny_llava(folder: Path) -> None:
     _save(transformers.LlavaForConditionalGeneration, config, tokenizer, folder)
 
 
+def make_tiny_gemma(folder: Path) -> None:
+    """Gemma 3's architecture: the template writes one token, which becomes 4 of another kind that see each other."""
+    import transformers
+
+    names = {"boi_token": "<boi>", "eoi_token": "<eoi>", "image_token": "<img>"}
+    plain = byte_tokenizer((*SPECIAL_TOKENS, *names.values()))
+    make_tokenizer: Any = transformers.PreTrainedTokenizerFast
+    tokenizer = make_tokenizer(
+        tokenizer_object=plain.backend_tokenizer,
+        bos_token=plain.bos_token,
+        eos_token=plain.eos_token,
+        pad_token=plain.pad_token,
+        extra_special_tokens=names,
+    )
+    make_processor: Any = transformers.Gemma3Processor
+    images = transformers.Gemma3ImageProcessorPil(size={"height": 32, "width": 32})
+    template = TEMPLATE.replace("IMAGE", names["boi_token"])
+    make_processor(images, tokenizer, chat_template=template, image_seq_length=4).save_pretrained(folder)
+    token = tokenizer.convert_tokens_to_ids
+    make_config: Any = transformers.Gemma3Config
+    config = make_config(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "head_dim": 16,
+            "sliding_window": 64,
+            **TEXT,
+            "num_hidden_layers": 2,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        vision_config={"model_type": "siglip_vision_model", "vision_use_head": False, **VISION},
+        mm_tokens_per_image=4,
+        tie_word_embeddings=False,
+        image_token_id=token(names["image_token"]),
+        boi_token_id=token(names["boi_token"]),
+        eoi_token_id=token(names["eoi_token"]),
+    )
+    _save(transformers.Gemma3ForConditionalGeneration, config, tokenizer, folder)
+
+
 def make_tiny_qwen(folder: Path) -> None:
     """Qwen2-VL's architecture: a few tokens a picture, positions in three directions. The processor is written file
     by file, because making one wants torchvision."""
@@ -121,10 +160,18 @@ def _save(make: Any, config: Any, tokenizer: Any, folder: Path) -> None:
         letters = [tokenizer.convert_tokens_to_ids(chr(code)) for code in range(ord("!"), ord("~") + 1)]
         model.lm_head.weight *= 0.01  # as in `tiny`: printable letters, far apart
         model.lm_head.weight[letters] *= 2_000
+        for name, weight in model.named_parameters():
+            if name.endswith("mm_input_projection_weight"):
+                weight.normal_()  # Gemma's begins with zeros, and no picture would matter
     model.save_pretrained(folder)
 
 
-MAKERS = {"idefics3": make_tiny_idefics, "llava": make_tiny_llava, "qwen2_vl": make_tiny_qwen}
+MAKERS = {
+    "gemma3": make_tiny_gemma,
+    "idefics3": make_tiny_idefics,
+    "llava": make_tiny_llava,
+    "qwen2_vl": make_tiny_qwen,
+}
 
 if __name__ == "__main__":
     MAKERS[sys.argv[2] if len(sys.argv) > 2 else "idefics3"](Path(sys.argv[1]))

@@ -21,7 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model is a folder on this disk
 import torch
 from jinja2 import TemplateError
 from PIL import Image
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils.logging import disable_progress_bar
 
@@ -65,7 +65,7 @@ class VisionChat:
         self._tokenizer: Any = self._processor.tokenizer
         self._controls = _controls(self._processor, self._tokenizer)
         self._stops = _stop_tokens(self._model, self._tokenizer)
-        self._image_token = _image_token(self._processor, self._model.config)
+        self._image_tokens = _image_tokens(self._processor, self._model.config)
         self._context = int(getattr(self._model.config.get_text_config(), "max_position_embeddings", 2_048))
         self._offsets = [module for module in self._model.modules() if hasattr(module, "rope_deltas")]
         self.facts = Loaded(
@@ -174,9 +174,8 @@ class VisionChat:
 
     def _end_of_pictures(self, ids: list[int]) -> int:
         """The number of tokens up to the last picture; all where pictures cannot be told."""
-        if self._image_token not in ids:
-            return len(ids)
-        return len(ids) - ids[::-1].index(self._image_token)
+        places = [index for index, token in enumerate(ids) if token in self._image_tokens]
+        return places[-1] + 1 if places else len(ids)
 
     def _decode(self, ids: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -223,12 +222,19 @@ def _pictures_alone(known: Any) -> Any:
     class PicturesAlone(known):  # type: ignore[misc]
         video_processor = None
 
-        def __init__(self, image_processor: Any, tokenizer: Any, **options: Any) -> None:
-            super().__init__(image_processor=image_processor, tokenizer=tokenizer, video_processor=None, **options)
+        @classmethod
+        def from_args_and_dict(cls, args: Sequence[Any], *rest: Any, **options: Any) -> Any:
+            """Where its maker asks for the part, there is none."""
+            place = known.get_attributes().index("video_processor")
+            return super().from_args_and_dict([*args[:place], None, *args[place:]], *rest, **options)
 
         @classmethod
         def get_attributes(cls) -> list[str]:
             return ["image_processor", "tokenizer"]
+
+        def apply_chat_template(self, *arguments: Any, **options: Any) -> Any:
+            """The general one: SmolVLM's asks its part for films for options."""
+            return ProcessorMixin.apply_chat_template(self, *arguments, **options)
 
     return PicturesAlone
 
@@ -259,9 +265,10 @@ def _controls(processor: Any, tokenizer: Any) -> dict[str, int]:
     return {name: (special | places)[name] for name in names}
 
 
-def _image_token(processor: Any, config: Any) -> int | None:
-    named = (getattr(processor, "image_token_id", None), getattr(config, "image_token_id", None))
-    return next((token for token in named if isinstance(token, int)), None)
+def _image_tokens(processor: Any, config: Any) -> frozenset[int]:
+    """The tokens that stand for a picture, by everybody's word: some call the one before the picture so."""
+    named = [getattr(each, "image_token_id", None) for each in (processor, processor.tokenizer, config)]
+    return frozenset(token for token in named if isinstance(token, int))
 
 
 def _stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
