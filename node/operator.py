@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import trio
-
 from node.bookkeeper import Bookkeeper
 from node.bootstrap import BootstrapKeeper
 from node.config import NodeConfig
@@ -21,6 +19,7 @@ from node.directory import Directory
 from node.ledger_actions import LedgerActions
 from node.ledger_operations import LedgerOperations
 from node.ledger_service import LedgerService
+from node.model_operations import ModelOperations
 from node.models import ModelError, ModelStore
 from node.network import Network
 from node.operations import (
@@ -62,17 +61,17 @@ class NodeOperations:
         self._parts = parts
         self._began = time.monotonic()
         self._ledger = LedgerOperations(parts.bookkeeper, parts.network.node)
+        self._models = ModelOperations(parts.models, self._in_use)
         self._methods: dict[str, Method] = {
             "status": self.status,
             "peers": self.peers,
             "realms": self.realms,
-            "models.list": self.models_list,
-            "models.rm": self.models_rm,
+            **self._models.methods,
             **self._ledger.methods,
             **LedgerActions(parts.bookkeeper, parts.ledger).methods,
             "stop": self.stop,
         }
-        self._streams: dict[str, Streaming] = {"models.pull": self.models_pull, **self._ledger.streams}
+        self._streams: dict[str, Streaming] = {**self._models.streams, **self._ledger.streams}
         assert self._methods.keys() == OPERATIONS.keys() and self._streams.keys() == STREAMED.keys()
 
     async def call(self, name: str, arguments: Json) -> Json:
@@ -84,15 +83,10 @@ class NodeOperations:
 
     async def stream(self, name: str, arguments: Json, emit: Emit) -> None:
         """Run long work, handing on its progress. Raises `OperationFailed`."""
-        await dispatch_stream(self._streams, name, arguments, emit)
-
-    async def models_pull(self, emit: Emit, model: str) -> None:
-        """Fetch, verify and convert a model."""
         try:
-            await self._parts.models.pull(model, emit)
+            await dispatch_stream(self._streams, name, arguments, emit)
         except ModelError as error:
             raise OperationFailed(str(error)) from None
-        await emit({"step": "done", "model": model, "done": True})
 
     # --- the node ------------------------------------------------------------------------------------
 
@@ -186,16 +180,6 @@ class NodeOperations:
         self._parts.stop()
         return {"stopping": True}
 
-    # --- models --------------------------------------------------------------------------------------
-
-    async def models_list(self) -> Json:
-        """What is in the store and what can be pulled."""
-        rows = await trio.to_thread.run_sync(self._parts.models.list)
-        return {"models": [asdict(row) for row in rows]}
-
-    async def models_rm(self, model: str) -> Json:
-        """Remove a model that is not being served."""
-        if any(service.engine.info.name == model for service in self._parts.services):
-            raise OperationFailed(f"{model} is being served; take it out of realms.yml and restart first")
-        await trio.to_thread.run_sync(self._parts.models.remove, model)
-        return {"removed": model}
+    def _in_use(self, model: str) -> bool:
+        """True if a realm of this node serves the model."""
+        return any(service.engine.info.name == model for service in self._parts.services)

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from node.commands.client import Json, NoNode
+from node.model_operations import MODEL_METHODS, ModelOperations
 from node.models import ModelStore
 from node.nurseries import one_error
-from node.operations import OperationFailed
+from node.operations import OperationFailed, dispatch
 from node.paths import exclusive, models_folder
 from protocol.ids import NodeId
 
@@ -40,11 +40,9 @@ LEDGER_STREAMS = ("ledger.lines", "ledger.verifying", "ledger.export", "ledger.i
 
 def call_offline(data: Path, name: str, arguments: Json) -> Json:
     """One operation without a node. Raises `NoNode` for those that need one."""
-    if name == "models.list":
-        return {"models": [asdict(row) for row in ModelStore(models_folder(data)).list()]}
-    if name == "models.rm":
-        ModelStore(models_folder(data)).remove(arguments["model"])
-        return {"removed": arguments["model"]}
+    if name in MODEL_METHODS:
+        operations = ModelOperations(ModelStore(models_folder(data)), lambda _: False)
+        return trio.run(dispatch, operations.methods, name, arguments)
     if name not in LEDGER_READS:
         raise NoNode(f"no node is running on {data}; start one with `mtor up`")
     with exclusive(data):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ def convert(gguf: Path, folder: Path) -> None:
     fresh.generation_config = source.generation_config
     fresh.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def from_sources(sources: Mapping[str, Path], folder: Path) -> None:
+    """`convert` for the model store: `sources` is one GGUF by any name."""
+    [gguf] = sources.values()
+    convert(gguf, folder)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import trio
 from packaging.requirements import Requirement
+from safetensors.numpy import save_file
 
 import cli
 from node import doctor
@@ -166,7 +168,7 @@ def model_findings(tmp_path: Path, device: str, cards: list[Card], running: bool
     model = tmp_path / "mine"
     model.mkdir(exist_ok=True)
     (model / "config.json").write_text("{}")
-    (model / "model.safetensors").write_bytes(bytes(3 << 20))
+    save_file({"weight": np.zeros(3 << 20, dtype=np.uint8)}, model / "model.safetensors")
     section = RealmSection.model_validate({"model": str(model), "device": device})
     return list(doctor._models(ModelStore(tmp_path / "models"), [section], cards, running))
 

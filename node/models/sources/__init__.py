@@ -1,0 +1,1 @@
+"""Where models come from: each source fetches one into a folder and checks it."""
