@@ -140,11 +140,23 @@ def _add_models(
 ) -> None:
     models = _group(verbs, "models", "the models on this machine")
     _verb(models, "list", "models:list_models", "what is here and what can be pulled", reading)
-    for name, run, text in (
-        ("pull", "models:pull", "fetch, verify and convert a model"),
-        ("rm", "models:remove", "delete a model from this machine"),
-    ):
-        _verb(models, name, run, text, common).add_argument("model", help="a name from `mtor models list`")
+    show = _verb(models, "show", "models:show", "one model: licence, limits, files, and whether it fits", reading)
+    show.add_argument("model", help="a name from `mtor models list`")
+    pull = _verb(
+        models, "pull", "models:pull", "fetch, check and convert a model; goes on where it was cut off", common
+    )
+    pull.add_argument("model", help="a name from the list, hf:OWNER/NAME[@REVISION][:FILE.gguf], or an https address")
+    pull.add_argument("--sha256", default="", metavar="HEX", help="the digest of what lies at an address")
+    pull.add_argument("--name", default="", help="what it is called here (default: what suits)")
+    pull.add_argument("--yes", action="store_true", help="agree to the licence of a hub's model without being asked")
+    add = _verb(models, "add", "models:add", "register a folder with safetensors, or a GGUF, of this machine", common)
+    add.add_argument("path", type=Path, help="the folder or the .gguf file")
+    add.add_argument("--name", default="", help="what it is called here (default: as the folder)")
+    add.add_argument("--copy", action="store_true", help="copy the files into the store (default: leave them there)")
+    verify = _verb(models, "verify", "models:verify", "read all files and compare digests", reading)
+    verify.add_argument("model", nargs="?", default="", help="a name from `mtor models list` (default: all)")
+    remove = _verb(models, "rm", "models:remove", "delete a model from this machine", common)
+    remove.add_argument("model", help="a name from `mtor models list`")
 
 
 def _add_ledger(verbs: argparse._SubParsersAction[argparse.ArgumentParser], reading: argparse.ArgumentParser) -> None:
