@@ -66,12 +66,20 @@ class ComposedEyes:
             torch.set_num_threads(threads)
         labels: list[str] = json.loads((folder / "labels.json").read_text("utf-8"))
         self._tools = Tools(Classifier(folder / "classifier.safetensors"), Reader(folder, threads), labels)
+        self._warm_up()
         name = f"{torch.get_num_threads()} threads"
         self.facts = Loaded(0, Device("cpu", name, 0, 0), process_memory_mib(), (VisionRequest,))
 
     def answer(self, request: VisionRequest, prefix: str, inputs: Sequence[bytes]) -> Iterator[EngineEvent | None]:
         """See `Answerer`."""
         return respond(self._tools, request, prefix, inputs)
+
+    def _warm_up(self) -> None:
+        """The first query should not pay for what the libraries set up; and a damaged model should not load."""
+        nothing = Image.new("RGB", (TILE, TILE))
+        if len(self._tools.classifier.shares((nothing,))) != len(self._tools.labels):
+            raise ValueError("the labels are not as many as the classifier's kinds")
+        list(self._tools.reader.read(nothing))
 
 
 def respond(tools: Tools, request: VisionRequest, prefix: str, inputs: Sequence[bytes]) -> Iterator[EngineEvent | None]:
