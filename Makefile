@@ -7,14 +7,15 @@ PYTHON ?= $(firstword $(shell for p in python3.11 python3.12 python3; do \
 	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo "$$p"; done) python3)
 BIN := .venv/bin
 MODEL := smollm2-135m
+TEST_MODELS := $(MODEL) mtor-eyes
 export MTOR_MODELS ?= $(CURDIR)/.models
 
-.PHONY: demo test check lint types contracts format bench model-check model preflight venv clean
+.PHONY: demo test check lint types contracts format bench model-check model test-models preflight venv clean
 
 demo: model
 	@$(BIN)/mtor demo
 
-test: check model
+test: check test-models
 	@$(BIN)/python -m pytest --cov=protocol --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100
 
 check: lint types contracts
@@ -40,6 +41,10 @@ bench: .venv/dev.stamp model
 
 model-check: .venv/dev.stamp
 	@$(BIN)/python -m spec.model
+
+test-models: .venv/stamp
+	@for each in $(TEST_MODELS); do \
+	test -f $(MTOR_MODELS)/$$each/manifest.json || $(BIN)/mtor models pull $$each || exit 1; done
 
 model: .venv/stamp
 	@test -f $(MTOR_MODELS)/$(MODEL)/manifest.json || $(BIN)/mtor models pull $(MODEL)
