@@ -206,6 +206,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         before, after = urlsplit(req.full_url), urlsplit(newurl)
         if after.scheme not in ("http", "https") or (before.scheme, after.scheme) == ("https", "http"):
+            fp.close()
             raise ModelError(f"{_shown(req.full_url)} redirects to {after.scheme}, which is not followed")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
