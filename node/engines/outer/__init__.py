@@ -1,0 +1,1 @@
+"""Engines that are HTTP servers which the operator already runs."""
