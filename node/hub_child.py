@@ -25,7 +25,8 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 from huggingface_hub.utils._headers import build_hf_headers
 
 TIMEOUT_SECONDS = 20.0
-README_BYTES = 64 << 10
+TEXT_BYTES = 256 << 10
+MOST = 30  # texts that are looked at beforehand
 
 SENTENCES = (
     (GatedRepoError, "{repo} is only given to those who agreed to its terms: do so on its page, then `hf auth login`"),
@@ -47,7 +48,7 @@ def look(repo: str, revision: str) -> dict[str, Any]:
         "licence_text": str(card.get("license_link") or ""),
         "pipeline": str(info.pipeline_tag or ""),
         "gated": bool(info.gated),
-        "readme": _readme(repo, info.sha) if any(file["name"] == "README.md" for file in files) else "",
+        "texts": {name: _text(repo, info.sha, name) for name in _texts(files)},
     }
 
 
@@ -64,11 +65,17 @@ def _file(sibling: Any) -> dict[str, Any]:
     return {"name": sibling.rfilename, "bytes": sibling.size or 0, "sha256": sha256, "blob": sibling.blob_id or ""}
 
 
-def _readme(repo: str, commit: str) -> str:
-    answer: Any = get_session().get(
-        hf_hub_url(repo, "README.md", revision=commit), headers=build_hf_headers(), follow_redirects=True
-    )
-    return str(answer.text[:README_BYTES]) if answer.status_code == 200 else ""
+def _texts(files: Sequence[dict[str, Any]]) -> list[str]:
+    """The card, and the configurations, which may ask for a program."""
+    small = [file["name"] for file in files if file["bytes"] <= TEXT_BYTES and file["name"].count("/") <= 1]
+    return [name for name in small if name in ("README.md", "model_index.json") or name.endswith("config.json")][:MOST]
+
+
+def _text(repo: str, commit: str, name: str) -> str:
+    url = hf_hub_url(repo, name, revision=commit)
+    answer: Any = get_session().get(url, headers=build_hf_headers(), follow_redirects=True, timeout=TIMEOUT_SECONDS)
+    answer.raise_for_status()
+    return str(answer.text)
 
 
 def _reason(error: Exception, repo: str) -> str:

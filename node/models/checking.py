@@ -21,6 +21,7 @@ WEIGHTS = frozenset({".safetensors", ".gguf"})
 TEXTS = frozenset({".json", ".txt", ".model", ".jinja", ".md", ".tiktoken", ".vocab", ".merges"})
 PLAIN_NAMES = ("LICENSE", "LICENCE", "NOTICE", "COPYING", "USE_POLICY")
 MOST_CONFIG_BYTES = 4 << 20
+INDEX = "model_index.json"
 CODE_KEYS = ("auto_map", "custom_pipelines")
 LIBRARIES = frozenset({"diffusers", "transformers", None})
 WIDTHS = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "C64": 8, "BOOL": 1}
@@ -82,10 +83,20 @@ def check_safetensors(path: Path) -> None:
 def check_config(folder: Path) -> None:
     """A model's configuration asks for no code that came with it. Blocks. Raises `ModelError`."""
     for path in sorted([*folder.glob("*config.json"), *folder.glob("*/*config.json")]):
-        config = read_config(path)
-        if any(key in config for key in CODE_KEYS):
-            raise ModelError(f"{path.name} asks for a program that comes with the model (auto_map); that is not run")
-    for name, about in read_config(folder / "model_index.json").items():
+        check_no_code(path.name, read_config(path))
+    check_no_code(INDEX, read_config(folder / INDEX))
+
+
+def check_no_code(name: str, config: dict[str, Any]) -> None:
+    """One configuration by its file's name. Raises `ModelError`."""
+    if any(key in config for key in CODE_KEYS):
+        raise ModelError(f"{name} asks for a program that comes with the model (auto_map); that is not run")
+    if name == INDEX:
+        _check_parts(config)
+
+
+def _check_parts(index: dict[str, Any]) -> None:
+    for name, about in index.items():
         own = isinstance(about, list) and bool(about) and about[0] not in LIBRARIES
         if own and not _of_diffusers(about[0]):
             raise ModelError(
@@ -99,13 +110,21 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MOST_CONFIG_BYTES:
             raise ModelError(f"{path.name} is longer than a configuration is")
-        value = json.loads(path.read_bytes())
+        return parse_config(path.name, path.read_bytes())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
         raise ModelError(f"{path.name} cannot be read: {error}") from None
+
+
+def parse_config(name: str, data: bytes) -> dict[str, Any]:
+    """A JSON object. Raises `ModelError` if it is none."""
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{name} cannot be read: {error}") from None
     if not isinstance(value, dict):
-        raise ModelError(f"{path.name} holds no JSON object")
+        raise ModelError(f"{name} holds no JSON object")
     return value
 
 

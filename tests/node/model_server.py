@@ -54,7 +54,7 @@ class World:
         facts: dict[str, Any] = {"rfilename": name, "size": len(data), "blobId": blob}
         if name.endswith((".safetensors", ".gguf")):
             digest = self.stated.get(name, sha256(data).hexdigest())
-            facts["lfs"] = {"sha256": digest, "size": len(data), "pointerSize": 100}
+            facts["lfs"] = {"sha256": digest, "oid": digest, "size": len(data), "pointerSize": 100}
         return facts
 
 

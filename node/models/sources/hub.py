@@ -19,7 +19,7 @@ from typing import Any
 import trio
 
 from node.models.cards import card_text, printable
-from node.models.checking import check_config, is_allowed_name
+from node.models.checking import INDEX, check_no_code, is_allowed_name, parse_config
 from node.models.errors import ModelError, Progress, step
 from node.models.kinds import kind_of
 from node.models.manifest import READ_BYTES, About, sha256_of
@@ -29,7 +29,6 @@ from node.models.sources.download import speed
 from node.models.sources.url import UNKNOWN_LICENCE, check_folder, converted_gguf
 from node.nurseries import one_error
 
-PIPELINE_INDEX = "model_index.json"
 MOST_FILES = 2_000
 LOOK_SECONDS = 60.0
 
@@ -98,7 +97,7 @@ class HubSource:
             place.need(offer.bytes - min(offer.bytes, folder_bytes(kept)))
             await self._fetch(kept, progress)
             await progress(step("verify", offer.bytes, offer.bytes))
-            await trio.to_thread.run_sync(_check_digests, offer, kept)
+            await trio.to_thread.run_sync(check_digests, offer.files, kept)
             try:
                 folder = await self._made(kept, place, progress)
             except ModelError:  # it is what the hub has, and of no use: it is not fetched again
@@ -119,18 +118,13 @@ class HubSource:
         )
 
     async def _fetch(self, kept: Path, progress: Progress) -> None:
-        """Configurations first: a model that wants to run a program is refused before its weights are fetched."""
-        names = [file.name for file in self.offer.files]
-        configs = [name for name in names if name.endswith("config.json") or name == PIPELINE_INDEX]
-        for some in (configs, names):
-            if not some:
-                continue
-            with one_error():
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_report_size, kept, self.offer.bytes, progress)
-                    await _child("fetch", self.offer.reference.repo, self.offer.commit, str(kept), lines=some)
-                    nursery.cancel_scope.cancel()
-            await trio.to_thread.run_sync(check_config, kept)
+        offer = self.offer
+        with one_error():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_report_size, kept, offer.bytes, progress)
+                names = [file.name for file in offer.files]
+                await _child("fetch", offer.reference.repo, offer.commit, str(kept), lines=names)
+                nursery.cancel_scope.cancel()
 
     async def _made(self, kept: Path, place: Place, progress: Progress) -> Path:
         """The model's folder out of what was fetched."""
@@ -157,7 +151,7 @@ def chosen_files(files: Sequence[HubFile], file: str) -> tuple[HubFile, ...]:
         if not any(each.name == file for each in ggufs):
             raise ModelError(f"there is no {file} there; there are: {_listed(ggufs) or 'no GGUF files'}")
         return tuple(each for each in [*ggufs, *texts] if each.name == file or each in texts)
-    pipeline = any(each.name == PIPELINE_INDEX for each in allowed)
+    pipeline = any(each.name == INDEX for each in allowed)
     deep = [each for each in allowed if each not in ggufs and each.name.count("/") == (1 if pipeline else 0)]
     root = [each for each in allowed if "/" not in each.name and not each.name.endswith((".safetensors", ".gguf"))]
     taken = _one_variant({each.name: each for each in [*deep, *root]})
@@ -204,13 +198,17 @@ def _is_inside(name: str) -> bool:
 
 def _offer(reference: HubReference, found: Mapping[str, Any]) -> HubOffer:
     files = [HubFile(each["name"], each["bytes"], each["sha256"], each["blob"]) for each in found["files"]]
+    texts: Mapping[str, str] = found["texts"]
+    for name, text in texts.items():
+        if name.endswith(".json"):
+            check_no_code(name.rpartition("/")[2], parse_config(name, text.encode()))
     return HubOffer(
         reference,
         str(found["commit"]),
         printable(found["licence"]),
         printable(found["licence_text"]),
         bool(found["gated"]),
-        str(found["readme"]),
+        texts.get("README.md", ""),
         chosen_files(files, reference.file),
     )
 
@@ -240,9 +238,10 @@ async def _report_size(kept: Path, total: int, progress: Progress) -> None:
         await trio.sleep(0.5)
 
 
-def _check_digests(offer: HubOffer, kept: Path) -> None:
-    """Every file is what the hub says it is; one that is not is deleted, to be fetched again. Blocks."""
-    for file in offer.files:
+def check_digests(files: Sequence[HubFile], kept: Path) -> None:
+    """Every file is what the hub says it is; one that is not is deleted, to be fetched again. Blocks. Raises
+    `ModelError`."""
+    for file in files:
         path = kept / file.name
         right = sha256_of(path) == file.sha256 if file.sha256 else _blob_digest(path) == file.blob
         if not right:
