@@ -22,7 +22,9 @@ CUDA_CONTEXT = (
 )  # CUDA's context and its libraries' code and workspaces: 300-600 on cards of the last ten years
 PREFILL_TOKENS = 256  # of a prompt at a time, as node.engines.torch_chat does
 SPARE_PERCENT = 10  # of cache and passing values: what an allocator loses between blocks
+PREFIX_CACHE = 256 * MIB  # of beginnings of conversations, as node.engines.torch_chat keeps them
 LONGEST_UNSAID = 8_192  # the context that is kept free where neither the operator nor the model sets one
+CPU_ENGINES = frozenset({"vision-composed", "voice"})  # small, and not worth a card
 UNKNOWN_CAPABILITY = 75  # a card that does not say: two-byte numbers all the same
 NUMBER_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "packed": 2}
 PICTURE_SIDE = 512  # pixels, where a pipeline does not say
@@ -55,6 +57,7 @@ class Need:
     context: int
     cache: Cache = Cache()
     passing: int = 0  # bytes of one forward pass, in two-byte numbers
+    kept: int = 0  # bytes that are kept between answers, whatever the numbers
     device: str = "auto"  # what the operator asked for: auto, cpu, cuda
     context_fixed: bool = False  # the operator set the context: it is not shortened
     one_at_a_time: bool = False  # answers take turns: only one has passing values and a cache
@@ -63,9 +66,11 @@ class Need:
     @property
     def arithmetic(self) -> str:
         """What the engine will choose. On a CPU "auto" is measured at loading, so the larger one is counted."""
+        if self.wished != "auto":
+            return self.wished
         if self.capability:
             return "bf16" if self.capability >= 80 else "fp16"
-        return "fp32" if self.wished == "auto" else self.wished
+        return "fp32"
 
     @property
     def number_bytes(self) -> int:
@@ -81,7 +86,7 @@ class Need:
         together = 1 if self.one_at_a_time else self.slots
         values = self.cache.bytes_for(self.context, self.number_bytes) * together
         values += self.passing * self.number_bytes // 2
-        return values * (100 + SPARE_PERCENT) // 100
+        return values * (100 + SPARE_PERCENT) // 100 + self.kept
 
     @property
     def mib(self) -> int:
@@ -114,7 +119,8 @@ class Wish:
 def read_need(model: str, engine: str, folder: Path, wish: Wish) -> Need:
     """What `model` in `folder` will take. Blocks on the disk. Raises `WeightsError` if the folder cannot be read."""
     config = _json(folder / "config.json")
-    plain = Need(model, Weights(0), wish.arithmetic, wish.slots, 0, device=wish.device)
+    device = "cpu" if engine in CPU_ENGINES else wish.device
+    plain = Need(model, Weights(0), wish.arithmetic, wish.slots, 0, device=device)
     reader = _READERS.get(engine, _plain)
     try:
         return reader(plain, folder, config, wish)
@@ -136,6 +142,7 @@ def _text(need: Need, folder: Path, config: Mapping[str, Any], wish: Wish) -> Ne
         context_fixed=bool(wish.context),
         cache=_conversation_cache(language),
         passing=_passing(language) + _picture_passing(config.get("vision_config")),
+        kept=PREFIX_CACHE if inner is None else 0,
     )
 
 

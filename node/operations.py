@@ -62,6 +62,9 @@ OPERATIONS: dict[str, str] = {
     "ledger.epoch.accept": "{}: agree that the epoch may end before its time (witnesses only)",
     "federation.show": "{}: genesis, id, witnesses, issuers, whether this node is one of them",
     "federation.grant": "{to, credits}: issue credits (issuers only)",
+    "pause": "{seconds?}: step aside for the owner, for a time or until resume; answered when the cards are free",
+    "resume": "{anyway?}: end a pause by hand; anyway also overrules what asks for the machine now",
+    "hardware": "{}: cards, who is on them, which models are loaded and what fits, and what the game guard sees",
     "stop": "{}: end the node as if by Ctrl-C",
 }
 

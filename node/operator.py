@@ -14,8 +14,10 @@ from typing import Any
 
 from node.bookkeeper import Bookkeeper
 from node.bootstrap import BootstrapKeeper
+from node.cards import Cards
 from node.config import NodeConfig
 from node.directory import Directory
+from node.gameguard import GameGuard, guard_facts
 from node.ledger_actions import LedgerActions
 from node.ledger_operations import LedgerOperations
 from node.ledger_service import LedgerService
@@ -33,6 +35,8 @@ from node.operations import (
     dispatch,
     dispatch_stream,
 )
+from node.owner_operations import OwnerOperations
+from node.residency import Residency
 from node.services import Services
 from node.version import VERSION
 from protocol.ids import NodeId, peer_id
@@ -50,6 +54,9 @@ class Parts:
     bookkeeper: Bookkeeper
     ledger: LedgerService
     models: ModelStore
+    guard: GameGuard
+    residency: Residency
+    cards: Cards
     stop: Callable[[], None]
     problems: Callable[[], tuple[str, ...]]  # what is wrong now, in words, with the fix
 
@@ -69,6 +76,7 @@ class NodeOperations:
             **self._models.methods,
             **self._ledger.methods,
             **LedgerActions(parts.bookkeeper, parts.ledger).methods,
+            **OwnerOperations(parts.guard, parts.residency, parts.cards, parts.config.hardware.reserve_mib).methods,
             "stop": self.stop,
         }
         self._streams: dict[str, Streaming] = {**self._models.streams, **self._ledger.streams}
@@ -107,6 +115,7 @@ class NodeOperations:
             "peers": len(peers),
             "bootstrap": asdict(parts.bootstrap.state()),
             "serving": [self._serving(service) for service in parts.services],
+            "guard": guard_facts(parts.guard.state),
             "problems": list(parts.problems()),
         }
 
@@ -116,6 +125,7 @@ class NodeOperations:
             "realm": service.section.realm,
             "model": info.name,
             "ready": service.engine.ready,
+            "unloaded": service.wakes() and not service.engine.ready,
             "device": info.device.kind,
             "device_name": info.device.name,
             "slots": service.section.slots,

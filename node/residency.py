@@ -128,6 +128,11 @@ class Residency:
         """True while the owner has the machine."""
         return self._suspended
 
+    def can_wake(self, model: Model) -> bool:
+        """True if a query for it is worth its wait: it is loaded when its turn comes."""
+        resting = model.tried_at is not None and self._clock() - model.tried_at < RETRY_SECONDS
+        return not self._suspended and not resting
+
     def poke(self) -> None:
         """A queue changed."""
         now = self._clock()

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from node.commands.client import Json, NodeClient
+from node.commands.owner import guard_words
 from node.commands.screen import print_facts, print_json, print_table, printable
 from node.paths import config_file, data_folder
 
@@ -65,6 +66,7 @@ def status(options: argparse.Namespace) -> int:
             "balance": facts["balance"]["balance_text"],
             "peers": facts["peers"],
             "addresses": "\n".join(facts["addresses"]),
+            "game guard": guard_words(facts["guard"]),
         }
     )
     rows = [_serving_row(serving) for serving in facts["serving"]]
@@ -77,7 +79,8 @@ def status(options: argparse.Namespace) -> int:
 
 
 def _serving_row(serving: Json) -> tuple[str, ...]:
-    busy = f"{serving['busy']}/{serving['slots']}" if serving["ready"] else "loading"
+    absent = "unloaded" if serving["unloaded"] else "loading"
+    busy = f"{serving['busy']}/{serving['slots']}" if serving["ready"] else absent
     speed = f"{serving['tokens_per_second']:.1f}" if serving["tokens_per_second"] else "-"
     return serving["realm"], serving["model"], serving["device"], busy, str(serving["queued"]), speed
 

@@ -46,8 +46,8 @@ class VisionChat:
     """The `Answerer` of a vision-language model."""
 
     def __init__(self, folder: Path, device: str, threads: int, options: Mapping[str, str]) -> None:
-        """Options: "arithmetic" ("bf16", "fp16" or "fp32"; measured otherwise) and "longest" (pixels). Raises
-        `EngineError`, `ValueError`, what transformers raises."""
+        """Options: "arithmetic" ("bf16", "fp16" or "fp32"; measured otherwise), "longest" (pixels) and "context"
+        (tokens). Raises `EngineError`, `ValueError`, what transformers raises."""
         disable_progress_bar()  # type: ignore[no-untyped-call]
         if threads:
             torch.set_num_threads(threads)
@@ -66,7 +66,8 @@ class VisionChat:
         self._controls = _controls(self._processor, self._tokenizer)
         self._stops = _stop_tokens(self._model, self._tokenizer)
         self._image_tokens = _image_tokens(self._processor, self._model.config)
-        self._context = int(getattr(self._model.config.get_text_config(), "max_position_embeddings", 2_048))
+        longest = int(getattr(self._model.config.get_text_config(), "max_position_embeddings", 2_048))
+        self._context = min(longest, int(options.get("context", longest)))
         self._offsets = [module for module in self._model.modules() if hasattr(module, "rope_deltas")]
         self.facts = Loaded(
             self._context,

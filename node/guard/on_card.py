@@ -44,7 +44,7 @@ class CardLimits:
 
 
 class CardSense:
-    """See `Sense`. `own` gives the process ids of our engines; `serving` tells whether any of them computes now."""
+    """See `Sense`. `own` gives the process ids of our engines."""
 
     name = "card"
 
@@ -78,9 +78,7 @@ class CardSense:
 
     def _counts(self, process: CardProcess) -> bool:
         limits = self._limits
-        if process.pid in self._own() or not process.name:
-            return False
-        if named_in(process.name, DESKTOP_PROGRAMS) or named_in(process.name, limits.ignore):
+        if process.pid in self._own() or names_nobody(process.name) or named_in(process.name, limits.ignore):
             return False
         if (process.busy_percent or 0) >= limits.busy_percent:
             return True
@@ -94,6 +92,11 @@ class CardSense:
         again = busy and card.uuid in self._busy_before
         (self._busy_before.add if busy else self._busy_before.discard)(card.uuid)
         return [f"{card.name} is {percent} % busy with what is not ours"] if again else []
+
+
+def names_nobody(name: str) -> bool:
+    """True for a name that only draws the desktop, or that cannot be seen."""
+    return not name or named_in(name, DESKTOP_PROGRAMS)
 
 
 def _describe(process: CardProcess, card: Card) -> str:
