@@ -66,7 +66,7 @@ def pull(options: argparse.Namespace) -> int:
     store = _store(options)
     wish = PullWish(options.name, options.sha256)
     entry = CATALOGUE.get(options.model)
-    if entry is not None:
+    if entry is not None and not entry.builtin:
         print(f"{entry.title}\n{entry.limits}\nlicence {entry.licence} ({entry.licence_text}); from {entry.source}")
     elif options.model.startswith("hf:"):
         wish = PullWish(options.name, agreed=_agreed(trio.run(store.look, options.model), options.yes))

@@ -1,6 +1,9 @@
 """Models that come with this package.
 
-Rule: their digests are in a file SHA256SUMS beside them, as `sha256sum` writes it; they are neither pulled nor removed.
+Rule: the digests of what is loaded are in a file SHA256SUMS beside it; models that come with the package are neither
+pulled nor removed. After new weights, in the model's folder:
+
+    sha256sum config.json *.safetensors > SHA256SUMS
 """
 
 from __future__ import annotations

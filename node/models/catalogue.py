@@ -150,4 +150,15 @@ EYES = CatalogueEntry(
     needed_bytes=120_000_000,
 )
 
-CATALOGUE = {entry.name: entry for entry in (SMOLLM2, EYES)}
+EMOJI = CatalogueEntry(
+    name="emoji-64",
+    title="emoji-64: pictures like emoji, painted at 64 x 64",
+    realm="$IMAGINE",
+    engine="emoji",
+    licence="CC-BY-4.0",
+    licence_text="LICENCE and ATTRIBUTION.md in its folder",
+    limits="One object like an emoji, at 64 x 64 and made larger from there; it knows 4,846 English words and no "
+    "order of words: no scenes, no numbers of things, no letters, no faces of people.",
+)
+
+CATALOGUE = {entry.name: entry for entry in (SMOLLM2, EYES, EMOJI)}

@@ -62,7 +62,7 @@ def _catalogued(entry: CatalogueEntry) -> Json:
         "engine": entry.engine,
         "limits": entry.limits,
         "licence_text": entry.licence_text,
-        "here": f"no; get it with `mtor models pull {entry.name}`",
+        "here": "no; install mtor again" if entry.builtin else f"no; get it with `mtor models pull {entry.name}`",
         "bytes": entry.disk_bytes,
         "to_fetch": entry.fetch_bytes,
         "digest": "",

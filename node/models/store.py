@@ -140,7 +140,7 @@ class ModelStore:
         """Like `verify`, as a report. Blocks. Raises `ModelError` if there is no such model."""
         manifest, folder = self._installed(model)
         wrong = [fault for name, facts in manifest.files.items() if (fault := _fault(folder, name, facts, looked))]
-        if not manifest.linked:
+        if folder == self.root / model:
             wrong += [f"{name} does not belong to it" for name in model_files(folder) if name not in manifest.files]
         if wrong:
             self._seals.drop(model)
