@@ -76,6 +76,12 @@ async def running(engine: OuterEngine) -> AsyncIterator[OuterEngine]:
         nursery.cancel_scope.cancel()
 
 
+async def until(engine: OuterEngine, *, ready: bool) -> None:
+    """Wait for it to come or go."""
+    while engine.ready is not ready:
+        await trio.sleep(0.02)
+
+
 def model_of(
     server: RunningServer,
     engine: str = "openai",

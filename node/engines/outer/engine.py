@@ -147,10 +147,9 @@ class OuterGeneration:
             last = start + MAX_CHUNK_BYTES >= len(data)
             await self._hand_over(Data(media_type, part, units_out if last else self.units_out), len(part))
 
-    async def wait_for_more(self) -> int:
-        """Wait until a unit more than is out is granted; how many are."""
+    async def wait_for_more(self) -> None:
+        """Wait until a unit more than is out is granted."""
         await self._wait_for(self.units_out + 1)
-        return self.granted
 
     async def correct(self, units_out: int) -> None:
         """The server's own count at the end, if it counted more: what is granted of it."""
@@ -169,8 +168,12 @@ class OuterGeneration:
         self.units_out = event.units_out
         self.delivered_bytes += size
 
-    async def run(self, answer: Callable[[OuterGeneration], Coroutine[Any, Any, str]]) -> EngineEvent | EngineError:
-        """Let a server answer; the last event, which is sent too."""
+    async def run(
+        self,
+        answer: Callable[[OuterGeneration], Coroutine[Any, Any, str]],
+        note: Callable[[OuterGeneration, EngineEvent | EngineError], None],
+    ) -> None:
+        """Let a server answer. `note` hears of the last event before the asker does."""
         last: EngineEvent | EngineError = Finished("cancelled", 0, 0)
         async with self.send:
             try:
@@ -185,8 +188,8 @@ class OuterGeneration:
                 # Never its text: that may repeat what a server sent.
                 log.error("an answer could not be read: %s", type(error).__name__)
                 last = EngineError(ErrorCode.ENGINE_FAILED, "the worker could not read its server's answer")
+            note(self, last)
             await self.send.send(last)
-        return last
 
 
 def _portion(chars: int, units: int, allowed: int) -> tuple[int, int]:
@@ -241,14 +244,14 @@ class OuterEngine:
         send, receive = trio.open_memory_channel[EngineEvent | EngineError](0)
         generation = OuterGeneration(send, receive)
 
-        async def run() -> None:
-            self._note(generation, await generation.run(lambda out: self._server.answer(request, prefix, inputs, out)))
+        def asked(out: OuterGeneration) -> Coroutine[Any, Any, str]:
+            return self._server.answer(request, prefix, inputs, out)
 
         self._running += 1
         try:
             with one_error():
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(run)
+                    nursery.start_soon(generation.run, asked, self._note)
                     yield generation
                     nursery.cancel_scope.cancel()
         finally:

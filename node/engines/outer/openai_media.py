@@ -166,8 +166,11 @@ class SoundRelay:
         if not self._out.begun:
             await self._out.prompted(self._units_in)
         while (ready := min(len(self._pending), self._left - self._sent) // 2 * 2) > 0:
-            granted = await self._out.wait_for_more()
-            size = min(ready, (granted * a_second // 10 - self._sent) // 2 * 2)
+            granted = (self._out.granted * a_second // 10 - self._sent) // 2 * 2
+            if granted <= 0:  # the unit that was begun is used up
+                await self._out.wait_for_more()
+                continue
+            size = min(ready, granted)
             part, self._pending = self._pending[:size], self._pending[size:]
             self._sent += size
             await self._out.data(f"audio/pcm;rate={self._rate}", part, -(-self._sent * 10 // a_second))

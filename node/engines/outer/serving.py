@@ -12,7 +12,15 @@ from pathlib import Path
 
 from node.engines.outer.a1111 import WebUiServer
 from node.engines.outer.engine import OuterEngine, Server
-from node.engines.outer.http import LOOPBACK, MAX_RESPONSE_BYTES, Access, Network, OuterHttp
+from node.engines.outer.http import (
+    FIRST_PAUSE_SECONDS,
+    LOOPBACK,
+    MAX_RESPONSE_BYTES,
+    READ_SECONDS,
+    Access,
+    Network,
+    OuterHttp,
+)
 from node.engines.outer.openai import OpenAIServer
 from node.engines.outer.predict import PredictServer
 from node.engines.process import EngineStartError
@@ -61,12 +69,21 @@ class OuterModel:
     key_file: Path | None = None
     max_response_bytes: int = MAX_RESPONSE_BYTES
     allowed: tuple[Network, ...] = LOOPBACK
+    read_seconds: float = READ_SECONDS  # without a byte of a chat answer
+    first_pause_seconds: float = FIRST_PAUSE_SECONDS  # before a second attempt
 
 
 def outer_engine(model: OuterModel, environment: Mapping[str, str]) -> OuterEngine:
     """The engine; it connects once it runs. Raises `EngineStartError` with the remedy."""
     _check_options(model)
-    access = Access(model.url.rstrip("/"), model.allowed, _key(model, environment), model.max_response_bytes)
+    access = Access(
+        model.url.rstrip("/"),
+        model.allowed,
+        _key(model, environment),
+        model.max_response_bytes,
+        read_seconds=model.read_seconds,
+        first_pause_seconds=model.first_pause_seconds,
+    )
     try:
         server = SERVERS[model.engine](OuterHttp(access), model.model, model.options)
     except ValueError as error:
