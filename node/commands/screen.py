@@ -111,7 +111,14 @@ def _far(progress: dict[str, Any]) -> tuple[int, int, str]:
         done, total = progress["done_count"], progress["total_count"]
         return done, total, f"{done:,} of {total:,}"
     done, total = progress["done_bytes"], progress["total_bytes"]
-    return done, total, f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if total else ""
+    return done, total, (f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if total else "") + _pace(progress)
+
+
+def _pace(progress: dict[str, Any]) -> str:
+    """Speed and remaining time, where they are known."""
+    rate, left = progress.get("bytes_per_second"), progress.get("seconds_left")
+    pace = f", {rate / 1e6:.1f} MB/s" if rate else ""
+    return pace + (f", {left // 60}:{left % 60:02} left" if left else "")
 
 
 def _said(progress: dict[str, Any]) -> str:
