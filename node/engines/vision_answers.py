@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from node.engines.vision_faces import Face
 from node.engines.vision_measures import Measures
 from node.engines.vision_reading import Line
 from node.engines.vision_things import FAMILIES, PEOPLE, Guess, guesses, likeliest, means, normalise, total
@@ -22,6 +23,7 @@ SURE, LIKELY = 0.5, 0.2  # shares from which a guess is told as one
 WORTH_TELLING = 0.02  # of a further guess
 PRESENT = 0.3  # of a thing asked for, in the whole picture or in a part of it
 MOST_LETTERS = 12_000  # of the text that is told
+MOST_PLACES = 12  # of faces that are told one by one
 
 PLACES = (
     ("upper left", "top", "upper right"),
@@ -29,8 +31,8 @@ PLACES = (
     ("lower left", "bottom", "lower right"),
 )
 ABOUT = (
-    "(These are simple tools, not a visual language model: a classifier of 1,000 kinds, a reader of text and "
-    "measurements. They know neither people nor scenes and cannot count things.)"
+    "(These are simple tools, not a visual language model: a classifier of 1,000 kinds, a reader of text, a finder of "
+    "faces and measurements. They count nothing but faces and words, and recognise nobody.)"
 )
 
 Shares = Sequence[float]
@@ -55,6 +57,9 @@ class Look(Protocol):
 
     def lines(self) -> Iterator[Line | None]:
         """The lines of text; None after a step."""
+
+    def faces(self) -> Iterator[Face | None]:
+        """Faces seen from the front; None after a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,7 @@ def describe(look: Look, thing: str) -> Sentences:
     yield _kind(look.measures())
     yield _size(look)
     yield _colours(look.measures())
+    yield from _mention_faces(look)
     lines = yield from _read(look)
     if lines:
         yield f"It holds {_count(len(lines), 'line')} of text: " + _quoted(lines)
@@ -113,6 +119,7 @@ def _tell_text(look: Look, thing: str) -> Sentences:
 def _tell_class(look: Look, thing: str) -> Sentences:
     yield _what_it_shows(look.shares(), look.labels)
     yield _kind(look.measures())
+    yield from _mention_faces(look)
     lines = yield from _read(look)
     if lines:
         yield f"It holds {_count(len(lines), 'line')} of text, beginning: " + _quoted(lines[:3])
@@ -126,16 +133,22 @@ def _tell_count(look: Look, thing: str) -> Sentences:
         found = f"{_count(len(words), 'word')} and {_count(letters, 'letter')}"
         yield f"It holds {_count(len(lines), 'line')} of text with {found}."
         return
+    if thing in PEOPLE:
+        yield from _tell_faces(look, thing)
+        return
     if "pixel" in thing.split():
         yield f"It has {look.width * look.height:,} pixels."
         return
-    yield "How many cannot be told: these tools recognise what a picture shows but cannot count things."
+    yield "How many cannot be told: what a picture shows is recognised, but things are not counted."
     yield from _tell_presence(look, thing)
 
 
 def _tell_place(look: Look, thing: str) -> Sentences:
+    if thing in PEOPLE:
+        yield from _tell_faces(look, thing)
+        return
     kinds = means(thing, look.labels)
-    if not kinds or thing in PEOPLE:
+    if not kinds:
         yield _unknown(thing)
         yield from _tell_words_of(look, thing)
         yield _what_it_shows(look.shares(), look.labels)
@@ -162,8 +175,11 @@ def _tell_presence(look: Look, thing: str) -> Sentences:
         yield f"Yes, {colour} is among its colours."
         yield _colours(look.measures())
         return
+    if thing in PEOPLE:
+        yield from _tell_faces(look, thing)
+        return
     kinds = means(thing, look.labels)
-    if not kinds or thing in PEOPLE:
+    if not kinds:
         yield _unknown(thing)
         yield from _tell_words_of(look, thing)
         yield _what_it_shows(look.shares(), look.labels)
@@ -190,6 +206,21 @@ def _tell_known(look: Look, thing: str, kinds: frozenset[int]) -> Sentences:
             "a small one may be missed."
         )
     yield _what_it_shows(look.shares(), look.labels)
+
+
+def _tell_faces(look: Look, thing: str) -> Sentences:
+    faces = yield from _faces(look)
+    if not faces:
+        yield "No face seen from the front was found; people seen otherwise, or small ones, would be missed."
+        return
+    yield f"It shows {_count(len(faces), 'face')} seen from the front: {_at(look, faces)}."
+    yield "People seen otherwise are not counted; who they are, and of what age and sex, is not judged."
+
+
+def _mention_faces(look: Look) -> Sentences:
+    faces = yield from _faces(look)
+    if faces:
+        yield f"It shows {_count(len(faces), 'face')} seen from the front: {_at(look, faces)}."
 
 
 def _tell_colours(look: Look, thing: str) -> Sentences:
@@ -256,10 +287,22 @@ def _colours(measures: Measures) -> str:
 
 
 def _unknown(thing: str) -> str:
-    if thing in PEOPLE:
-        return "Whether people are in it cannot be told: they are not among the 1,000 kinds that are known here."
     families = ", ".join(family.name for family in FAMILIES[2:12])
     return f"“{thing or 'that'}” is not among the 1,000 kinds that are known here (such as {families})."
+
+
+def _at(look: Look, faces: Sequence[Face]) -> str:
+    """Where faces are, in words and in pixels."""
+    told = [f"{_place(look, face)} ({face.side:.0f} pixels wide)" for face in faces[:MOST_PLACES]]
+    more = len(faces) - len(told)
+    return ", ".join([*told, f"{more} more"] if more else told)
+
+
+def _place(look: Look, face: Face) -> str:
+    """Which ninth of the picture its middle lies in."""
+    column = min(2, int(3 * (face.left + face.side / 2) / look.width))
+    row = min(2, int(3 * (face.top + face.side / 2) / look.height))
+    return PLACES[max(0, row)][max(0, column)]
 
 
 def _named(guess: Guess) -> str:
@@ -301,6 +344,16 @@ def _read(look: Look) -> Generator[None, None, list[Line]]:
             lines.append(line)
         yield None
     return lines
+
+
+def _faces(look: Look) -> Generator[None, None, list[Face]]:
+    """Yields steps, returns the faces."""
+    faces: list[Face] = []
+    for face in look.faces():
+        if face is not None:
+            faces.append(face)
+        yield None
+    return faces
 
 
 def _parts(look: Look) -> Generator[None, None, list[tuple[str, Shares]]]:

@@ -9,6 +9,7 @@ gone on from by leaving out what was said.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from node.engines.port import EngineEvent, Finished, Piece, Prompted, check_role
 from node.engines.text import StopFilter
 from node.engines.vision_answers import PLACES, Shares
 from node.engines.vision_classifier import Classifier, middle
+from node.engines.vision_faces import Face, FaceFinder
 from node.engines.vision_measures import Measures, measure
 from node.engines.vision_reading import MOST_SIDE, Line, Reader
 from protocol.messages import Device, VisionRequest
@@ -48,12 +50,20 @@ class Scribe(Protocol):
         """Lines, and None after a step without one."""
 
 
+class Spotter(Protocol):
+    """What the answers need of a `FaceFinder`."""
+
+    def find(self, image: Image.Image) -> Iterator[Face | None]:
+        """Faces, and None after a step without one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tools:
     """What looks at a picture."""
 
     classifier: Sorter
     reader: Scribe
+    finder: Spotter
     labels: Sequence[str]  # the classifier's kinds
 
 
@@ -61,13 +71,14 @@ class ComposedEyes:
     """The `Answerer` of the embedded eyes. Always on the processor: a card would not make it faster."""
 
     def __init__(self, folder: Path, device: str, threads: int, options: Mapping[str, str]) -> None:
-        """Load what `convert_vision.convert` wrote. Raises `OSError`, `ValueError`, what the libraries raise."""
-        if threads:
-            torch.set_num_threads(threads)
+        """Load what `convert_vision.convert` wrote. `threads` 0: as many as there are cores. Raises `OSError`,
+        `ValueError`, what the libraries raise."""
+        torch.set_num_threads(1)  # the classifier is small: threads that wait for each other cost more than they gain
         labels: list[str] = json.loads((folder / "labels.json").read_text("utf-8"))
-        self._tools = Tools(Classifier(folder / "classifier.safetensors"), Reader(folder, threads), labels)
+        classifier, reader = Classifier(folder / "classifier.safetensors"), Reader(folder, threads)
+        self._tools = Tools(classifier, reader, FaceFinder(), labels)
         self._warm_up()
-        name = f"{torch.get_num_threads()} threads"
+        name = f"{threads or os.cpu_count()} threads"
         self.facts = Loaded(0, Device("cpu", name, 0, 0), process_memory_mib(), (VisionRequest,))
 
     def answer(self, request: VisionRequest, prefix: str, inputs: Sequence[bytes]) -> Iterator[EngineEvent | None]:
@@ -105,10 +116,12 @@ class Look:
         self._image = picture.image
         self._classifier = tools.classifier
         self._reader = tools.reader
+        self._finder = tools.finder
         self._measures: Measures | None = None
         self._shares: Shares | None = None
         self._parts: list[tuple[str, Shares]] | None = None
         self._lines: list[Line] | None = None
+        self._faces: list[Face] | None = None
 
     @property
     def tiles(self) -> int:
@@ -148,6 +161,18 @@ class Look:
                 yield None
             self._lines = found
         yield from self._lines
+
+    def faces(self) -> Iterator[Face | None]:
+        """See `vision_answers.Look`. In pixels of the picture as it was sent."""
+        if self._faces is None:
+            scale = self.width / self._image.width
+            found: list[Face] = []
+            for face in self._finder.find(self._image):
+                if face is not None:
+                    found.append(Face(face.left * scale, face.top * scale, face.side * scale))
+                yield None
+            self._faces = found
+        yield from self._faces
 
 
 def shown(request: VisionRequest, inputs: Sequence[bytes]) -> list[bytes]:

@@ -103,6 +103,9 @@ def _session(file: Path, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors alone
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0"
+    )  # threads that wait take no core from torch
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 

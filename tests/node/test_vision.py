@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from node.engines import vision_chat
 from node.engines.backend import Loaded, Turns
@@ -22,6 +22,7 @@ from node.engines.tiny_vision import MAKERS
 from node.engines.vision_answers import ABOUT
 from node.engines.vision_chat import VisionChat
 from node.engines.vision_composed import ComposedEyes, Tools, respond
+from node.engines.vision_faces import Face, FaceFinder
 from node.engines.vision_measures import measure
 from node.engines.vision_reading import Box, Line, find_boxes, in_reading_order, smallest_box, straighten
 from node.engines.vision_things import means, normalise
@@ -121,8 +122,19 @@ class ToldScribe:
             yield Line(text, 0.9, Box(10, 10 * number, 20, 8, 0))
 
 
-def eyes(shares: Mapping[str, float] | None = None, *lines: str) -> Tools:
-    return Tools(ToldSorter(shares), ToldScribe(*lines), LABELS)
+class ToldFinder:
+    """Finds the faces that it was told, in pixels of what it is shown."""
+
+    def __init__(self, *faces: Face) -> None:
+        self._faces = faces
+
+    def find(self, image: Image.Image) -> Iterator[Face | None]:
+        yield None
+        yield from self._faces
+
+
+def eyes(shares: Mapping[str, float] | None = None, *lines: str, faces: Sequence[Face] = ()) -> Tools:
+    return Tools(ToldSorter(shares), ToldScribe(*lines), ToldFinder(*faces), LABELS)
 
 
 def ask(tools: Tools, question: str, picture: bytes = b"", prefix: str = "") -> str:
@@ -144,7 +156,7 @@ DOG = {"dog": 0.62}
         ),
         ("Do you see any bananas?", "No banana was recognised in it (whole picture 0 %"),
         ("Is there a spaceship here?", "“spaceship” is not among the 1,000 kinds"),
-        ("Are there people?", "Whether people are in it cannot be told"),
+        ("Are there people?", "No face seen from the front was found"),
         ("How many dogs are there?", "How many cannot be told"),
         ("How many words are in it?", "It holds 2 lines of text with 3 words and 14 letters."),
         ("What does it say?", "Danger zone\nStop"),
@@ -177,6 +189,19 @@ def test_a_thing_is_found_in_the_part_that_looks_like_it() -> None:
     assert "(banana): lower right (77 %)" in ask(eyes(), "Where is the banana?", png(image))
     assert "one part of it (lower right) looks like: banana (77 %)" in ask(eyes(), "Is there a banana?", png(image))
     assert "No dog was recognised in any part" in ask(eyes(), "Where is the dog?", png(image))
+
+
+@pytest.mark.parametrize("question", ["Is there a person?", "How many people are there?", "Where are the faces?"])
+def test_of_people_the_faces_are_told(question: str) -> None:
+    faces = (Face(0, 0, 200), Face(800, 600, 100))  # of a picture that is shown at half its size
+    answer = ask(eyes(DOG, faces=faces), question, plain("red", (4_096, 2_048)))
+    assert "It shows 2 faces seen from the front: upper left (400 pixels wide), middle (200 pixels wide)." in answer
+    assert "is not judged" in answer
+
+
+def test_faces_are_mentioned_and_many_are_not_listed() -> None:
+    answer = ask(eyes(DOG, faces=[Face(0, 0, 10)] * 20), "Describe it")
+    assert "It shows 20 faces" in answer and "8 more." in answer
 
 
 def test_all_pictures_of_the_last_turn_that_shows_any_are_looked_at() -> None:
@@ -365,6 +390,50 @@ def test_a_tall_box_is_read_from_top_to_bottom() -> None:
     level = straighten({1: image}, Box(20, 100, 40, 200, 0))
     assert level.size == (240, 48)
     assert {level.getpixel((60, 24)), level.getpixel((180, 24))} == {(255, 0, 0), (0, 0, 255)}
+
+
+def drawn_face(shift: int = 0) -> Image.Image:
+    """A face of the plainest kind that still has a face's light and dark: forehead, eyes, nose, mouth, chin."""
+    image = Image.new("L", (320, 240), 60)
+    pen = ImageDraw.Draw(image)
+    left, top = 100 + shift, 50
+    pen.ellipse((left - 10, top - 20, left + 130, top + 150), fill=190)
+    for x in (left + 15, left + 75):
+        pen.rectangle((x - 4, top + 28, x + 36, top + 36), fill=50)
+        pen.ellipse((x, top + 42, x + 32, top + 58), fill=40)
+    pen.polygon([(left + 60, top + 45), (left + 48, top + 90), (left + 74, top + 90)], fill=215)
+    pen.line((left + 46, top + 94, left + 76, top + 94), fill=90, width=5)
+    pen.ellipse((left + 32, top + 108, left + 90, top + 122), fill=80)
+    return image.filter(ImageFilter.GaussianBlur(4)).convert("RGB")
+
+
+def found_faces(image: Image.Image) -> list[Face]:
+    return [face for face in FaceFinder().find(image) if face is not None]
+
+
+def test_a_face_is_found_where_it_is() -> None:
+    for shift in (-40, 60):
+        (face,) = found_faces(drawn_face(shift).resize((160, 120)))
+        assert face.left + face.side / 2 == pytest.approx(80 + shift / 2, abs=6)
+        assert 60 < face.side < 110  # the drawing's head is 70 wide
+
+
+def test_faces_are_told_in_pixels_of_a_large_picture() -> None:
+    (large,) = found_faces(drawn_face().resize((1_280, 960)))
+    assert large.left + large.side / 2 == pytest.approx(640, abs=50)
+
+
+def test_nothing_else_is_a_face() -> None:
+    noise = np.random.default_rng(3).integers(0, 255, (100, 150, 3), np.uint8)
+    boards = Image.fromarray(np.kron(np.indices((10, 12)).sum(0) % 2 * 255, np.ones((10, 10))).astype(np.uint8))
+    for image in (
+        Image.fromarray(noise),
+        boards.convert("RGB"),
+        Image.new("RGB", (300, 200)),
+        Image.new("RGB", (9, 9)),
+    ):
+        assert found_faces(image) == []
+    assert found_faces(drawn_face().resize((160, 120)).transpose(Image.Transpose.FLIP_TOP_BOTTOM)) == []
 
 
 def write_sources(folder: Path) -> dict[str, Path]:
