@@ -1,7 +1,7 @@
 """The process that speaks with a model hub; `node.models.sources.hub` starts it.
 
 Rule: a process of its own, because the hub's library cannot be interrupted: ending the process ends the download, and
-what has come stays in the folder for the next. It fetches the named files and no others, and prints one JSON object.
+what has come stays in the folder for the next. It ends by itself when its parent was killed. It fetches the named files and no others, and prints one JSON object.
 
     python -m node.hub_child look REPO REVISION
     python -m node.hub_child fetch REPO COMMIT FOLDER < names, one a line
@@ -13,6 +13,8 @@ import glob
 import json
 import os
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +28,7 @@ from huggingface_hub.utils._headers import build_hf_headers
 
 TIMEOUT_SECONDS = 20.0
 TEXT_BYTES = 256 << 10
+LOOK_SECONDS = 1.0
 MOST = 30  # texts that are looked at beforehand
 
 SENTENCES = (
@@ -86,8 +89,17 @@ def _reason(error: Exception, repo: str) -> str:
     return f"the hub cannot be used: {lines[0]}"
 
 
+def _end_with_parent() -> None:
+    """A download whose pull was killed goes on for nobody. Windows keeps the number of a dead parent: there it does."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(LOOK_SECONDS)
+    os._exit(1)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run one command."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         if arguments[0] == "look":
             found = look(arguments[1], arguments[2])
