@@ -1,7 +1,8 @@
 """The process that speaks with a model hub; `node.models.sources.hub` starts it.
 
 Rule: a process of its own, because the hub's library cannot be interrupted: ending the process ends the download, and
-what has come stays in the folder for the next. It ends by itself when its parent was killed. It fetches the named files and no others, and prints one JSON object.
+what has come stays in the folder for the next. It ends by itself when its parent was killed. It fetches the named files
+and no others, and prints one JSON object.
 
     python -m node.hub_child look REPO REVISION
     python -m node.hub_child fetch REPO COMMIT FOLDER < names, one a line
