@@ -379,6 +379,7 @@ def _form(pattern: str) -> re.Pattern[str]:
 QUESTIONS = (
     Question(_form(rf"\b(?:how many|number of|count)\s+{THING}"), _tell_count),
     Question(_form(r"\b(read|say|says|written|transcribe|ocr|what text)\b"), _tell_text),
+    Question(_form(r"\bwho\b"), _tell_faces),
     Question(_form(rf"\bwhere(?:'s| is| are)\s+{THING}"), _tell_place),
     Question(_form(rf"\bcolou?rs?\b(?:.*?\b(?:of|is|are|has|have)\s+{THING})?"), _tell_colours),
     Question(

@@ -191,7 +191,7 @@ def test_a_thing_is_found_in_the_part_that_looks_like_it() -> None:
     assert "No dog was recognised in any part" in ask(eyes(), "Where is the dog?", png(image))
 
 
-@pytest.mark.parametrize("question", ["Is there a person?", "How many people are there?", "Where are the faces?"])
+@pytest.mark.parametrize("question", ["Is there a person?", "How many people are there?", "Where are the faces?", "Who is it?"])
 def test_of_people_the_faces_are_told(question: str) -> None:
     faces = (Face(0, 0, 200), Face(800, 600, 100))  # of a picture that is shown at half its size
     answer = ask(eyes(DOG, faces=faces), question, plain("red", (4_096, 2_048)))
