@@ -23,6 +23,7 @@ SURE, LIKELY = 0.5, 0.2  # shares from which a guess is told as one
 WORTH_TELLING = 0.02  # of a further guess
 PRESENT = 0.3  # of a thing asked for, in the whole picture or in a part of it
 MOST_LETTERS = 12_000  # of the text that is told
+MOST_ASKED = 300  # letters of a question that its form is looked for in: a search may take their square
 MOST_PLACES = 12  # of faces that are told one by one
 
 PLACES = (
@@ -83,7 +84,7 @@ def answer(looks: Sequence[Look], question: str) -> Sentences:
 def understand(question: str) -> tuple[Callable[[Look, str], Sentences], str]:
     """Who answers a question, and the thing that it asks about ("" where there is none)."""
     for known in QUESTIONS:
-        found = known.form.search(question)
+        found = known.form.search(question[:MOST_ASKED])
         if found:
             return known.answer, normalise(found.groupdict().get("thing") or "")
     return describe, ""

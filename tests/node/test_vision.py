@@ -177,6 +177,11 @@ def test_each_form_of_question_is_answered_from_what_was_seen(question: str, tol
     assert answer.count(ABOUT) == 1
 
 
+def test_of_a_very_long_question_the_beginning_counts() -> None:
+    assert "“Stop”" in ask(eyes(DOG, "Stop"), "Read this: " + "do you does it " * 20_000)
+    assert "main colours" in ask(eyes(DOG), "do you does it " * 20_000 + "How big is it?")
+
+
 def test_what_was_not_found_is_not_told() -> None:
     assert "No text was found" in ask(eyes(DOG), "Read it to me")
     assert "What it shows was not recognised" in ask(eyes({"dog": 0.1}), "What is it?")
@@ -191,7 +196,9 @@ def test_a_thing_is_found_in_the_part_that_looks_like_it() -> None:
     assert "No dog was recognised in any part" in ask(eyes(), "Where is the dog?", png(image))
 
 
-@pytest.mark.parametrize("question", ["Is there a person?", "How many people are there?", "Where are the faces?", "Who is it?"])
+@pytest.mark.parametrize(
+    "question", ["Is there a person?", "How many people are there?", "Where are the faces?", "Who is it?"]
+)
 def test_of_people_the_faces_are_told(question: str) -> None:
     faces = (Face(0, 0, 200), Face(800, 600, 100))  # of a picture that is shown at half its size
     answer = ask(eyes(DOG, faces=faces), question, plain("red", (4_096, 2_048)))
