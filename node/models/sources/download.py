@@ -13,6 +13,7 @@ import http.client
 import json
 import re
 import shutil
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -107,7 +108,7 @@ class _Try:
         except urllib.error.HTTPError as error:
             with error:
                 self._refused(error)
-        except (http.client.HTTPException, urllib.error.URLError, ConnectionError, TimeoutError) as error:
+        except (http.client.HTTPException, urllib.error.URLError, ssl.SSLError, ConnectionError, TimeoutError) as error:
             raise Dropped(_reason(error)) from None
         except OSError as error:
             raise ModelError(f"the download cannot be written to {self._wanted.kept.parent}: {error}") from None
