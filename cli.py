@@ -102,7 +102,7 @@ def _add_node(
     up = _verb(verbs, "up", "nodes:up", "run the node until Ctrl-C", common)
     _add_config_flags(up)
     up.add_argument("--model", action="append", default=[], help="serve this model (more than once is fine)")
-    up.add_argument("--realm", default="$CHAT", help="the realm of those models (default: $CHAT)")
+    up.add_argument("--realm", default="", help="the realm of those models (default: what each is made for)")
     up.add_argument("--port", type=int, help="HTTP port (gateway.port)")
     up.add_argument("--listen", action="append", default=[], help="libp2p address, e.g. /ip4/0.0.0.0/tcp/9001")
     up.add_argument("--bootstrap", action="append", default=[], metavar="ADDRESS", help="a peer to join by")
@@ -114,6 +114,12 @@ def _add_node(
     _verb(verbs, "status", "nodes:status", "what runs here, and what is wrong", reading)
     _verb(verbs, "peers", "nodes:peers", "the nodes that are known, and how they did for us", reading)
     _verb(verbs, "realms", "nodes:realms", "what is on offer, here and elsewhere", reading)
+    pause = _verb(verbs, "pause", "owner:pause", "step aside: no queries, no models on the cards", reading)
+    pause.add_argument("--for", dest="duration", metavar="TIME", help="like 45m, 2h, 1h30m (default: until resume)")
+    resume = _verb(verbs, "resume", "owner:resume", "serve again", reading)
+    resume.add_argument("--anyway", action="store_true", help="also overrule a game that is running, until it ends")
+    hardware = _verb(verbs, "hardware", "owner:hardware", "cards, what uses them, what is loaded, what fits", reading)
+    _add_config_flags(hardware)
     _verb(verbs, "id", "nodes:show_id", "this node's peer id", reading)
 
 
@@ -121,16 +127,43 @@ def _add_asking(verbs: argparse._SubParsersAction[argparse.ArgumentParser], read
     ask = _verb(verbs, "ask", "asking:ask", "ask one question and print the answer as it comes", reading)
     ask.add_argument("text", help="the question; - reads it from standard input")
     chat = _verb(verbs, "chat", "asking:chat", "a conversation (/reset, /quit; Ctrl-C stops an answer)", reading)
+    ask.add_argument("--image", type=Path, action="append", default=[], help="a picture that it is about (repeatable)")
     for verb in (ask, chat):
-        verb.add_argument("--model", default="auto", help="a model's name (default: any)")
         verb.add_argument("--system", help="a system message before the conversation")
         verb.add_argument("--max-tokens", type=int, help="longest answer")
         verb.add_argument("--temperature", type=float, help="0 is deterministic")
         verb.add_argument("--seed", type=int, help="same seed, same answer of the same worker")
-        verb.add_argument("--worker", help="this peer id and no other")
-        verb.add_argument("--min-vram", type=int, metavar="MIB", help="cards with at least this much memory")
-        verb.add_argument("--device", choices=("cuda", "mps", "cpu"), help="kind of device")
-        verb.add_argument("--max-price", type=int, metavar="MICRO", help="µcredits for 1,000 output tokens at most")
+    imagine = _verb(verbs, "imagine", "making:imagine", "make a picture of words, as a PNG file", reading)
+    imagine.add_argument("text", metavar="PROMPT", help="what it should show")
+    imagine.add_argument("--size", help="like 256x256 (default: the model's own)")
+    imagine.add_argument("--steps", type=int, help="more steps take longer (default: the model's own)")
+    imagine.add_argument("--guidance", type=float, help="how closely it follows the words")
+    imagine.add_argument("--negative", help="what it should not show")
+    imagine.add_argument("--seed", type=int, help="same words and seed, same picture of the same worker")
+    say = _verb(verbs, "say", "making:say", "speak a text, as a WAV file", reading)
+    say.add_argument("text", help="what to say; - reads it from standard input")
+    say.add_argument("--voice", help="a voice's name (default: the worker's own)")
+    say.add_argument("--speed", type=float, help="1 is as the voice speaks")
+    hear = _verb(verbs, "transcribe", "making:transcribe", "write down what a sound says", reading)
+    hear.add_argument("file", type=Path, help="WAV, MP3, OGG or FLAC")
+    hear.add_argument("--language", help="a code like en (default: the worker listens for it)")
+    hear.add_argument("--prompt", help="names and words to expect")
+    hear.add_argument("--timestamps", action="store_true", help="as WebVTT, with times")
+    hear.add_argument("--translate", action="store_true", help="into English")
+    for verb in (imagine, say):
+        verb.add_argument("--out", metavar="FILE", help="where it goes (default: a name made of the text)")
+        verb.add_argument("--force", action="store_true", help="replace the file if it exists")
+    for verb in (ask, chat, imagine, say, hear):
+        _add_wishes(verb)
+
+
+def _add_wishes(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--model", default="auto", help="a model's name (default: any)")
+    verb.add_argument("--realm", help="a realm's name (default: the verb's own)")
+    verb.add_argument("--worker", help="this peer id and no other")
+    verb.add_argument("--min-vram", type=int, metavar="MIB", help="cards with at least this much memory")
+    verb.add_argument("--device", choices=("cuda", "mps", "cpu"), help="kind of device")
+    verb.add_argument("--max-price", type=int, metavar="MICRO", help="µcredits for 1,000 units of answer at most")
 
 
 def _add_models(

@@ -30,6 +30,7 @@ DHT_SECONDS = 30.0  # between two refreshes of the DHT record
 SEEK_SECONDS = 20.0  # between two searches in the DHT while offers are known
 FIRST_SEEK_SECONDS = 1.0  # between searches while nobody else serves, doubling up to the next
 LONELY_SEEK_SECONDS = 5.0
+MOST_SOUGHT = 16  # realms that are looked for
 
 
 class Announcer:
@@ -60,6 +61,7 @@ class Announcer:
         self._use_dht = use_dht
         self._last: KnownOffer | None = None
         self._seek_now = trio.Event()
+        self._sought: dict[RealmId, None] = dict.fromkeys(BUILT_IN_REALMS)  # least recently asked for first
 
     async def run(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Run until cancelled; started when the own offer stands in the directory."""
@@ -73,8 +75,12 @@ class Announcer:
                 nursery.start_soon(self._seek)
             task_status.started()
 
-    def seek_now(self) -> None:
-        """Search the DHT at once: a query found nobody."""
+    def seek_now(self, realm: RealmId) -> None:
+        """Search the DHT at once: a query found nobody in `realm`, which is looked for from now on."""
+        self._sought.pop(realm, None)
+        self._sought[realm] = None
+        while len(self._sought) > MOST_SOUGHT:
+            self._sought.pop(next(iter(self._sought)))
         self._seek_now.set()
 
     # --- telling -----------------------------------------------------------------------------------
@@ -177,7 +183,7 @@ class Announcer:
             await self._search_realms()
 
     async def _search_realms(self) -> None:
-        for realm in BUILT_IN_REALMS:
+        for realm in tuple(self._sought):
             try:
                 providers = await self._network.find_providers(provider_name(realm))
             except NetworkError as error:

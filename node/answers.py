@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from protocol.errors import ErrorCode
 from protocol.ids import NodeId, QueryId, RealmId
-from protocol.messages import ChatRequest
+from protocol.requests import Request
 from protocol.routing import Requirements
 
 
@@ -20,10 +20,11 @@ class Question:
 
     query_id: QueryId
     realm: RealmId
-    request: ChatRequest
+    request: Request
     requirements: Requirements
     deadline_ms: int = 120_000
     payer: NodeId | None = None  # a sub-account whose credits are the limit: every answer is paid by it
+    inputs: tuple[bytes, ...] = ()  # the bytes of the request's media, in its order
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,23 @@ class Delta:
     """The next piece of text."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """The next bytes of a picture or sound."""
+
+    media_type: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """How far the worker is. `total` 0: not known. `preview` is a small PNG or JPEG, or empty."""
+
+    done: int
+    total: int
+    preview: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,4 +98,4 @@ class Failed:
     shares: tuple[WorkerShare, ...] = field(default=())
 
 
-AnswerEvent = Routed | Delta | Completed | Failed
+AnswerEvent = Routed | Delta | Bytes | Progressed | Completed | Failed

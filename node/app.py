@@ -8,11 +8,12 @@ was still paid is written. A part that fails for good ends the node with a sente
 from __future__ import annotations
 
 import logging
+import os
 import random
 import signal
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,8 +26,9 @@ from node.bootstrap import BootstrapError, BootstrapKeeper, BootstrapPeer, parse
 from node.clock import now_ms
 from node.config import NodeConfig, RealmSection
 from node.directory import Directory
-from node.engines.process import EngineStartError, ModelFolder, ProcessEngine
+from node.engines.process import EngineStartError, ModelFolder
 from node.facts import NodeFacts
+from node.fake_cards import CardsFileError
 from node.federation import FederationError
 from node.gateway.http import Gateway, GatewayError
 from node.gateway.keys import KeysError
@@ -39,15 +41,16 @@ from node.models import ModelError, ModelStore
 from node.network import NetworkError, RecordRules, Stream
 from node.nurseries import one_error
 from node.operator import NodeOperations, Parts
+from node.outer_workers import OuterWorkers
 from node.paths import DataFolderError, exclusive, models_folder
 from node.requester import Requester
 from node.router import Router
-from node.scheduler import Scheduler
-from node.services import ModelService, Services
+from node.services import Services
+from node.serving import Serving
 from node.store import StoreError
 from node.worker import Worker
 from protocol import params
-from protocol.ids import NodeId, parse_peer_id, peer_id, short
+from protocol.ids import NodeId, RealmId, parse_peer_id, peer_id, short
 from protocol.offers import newest_record, record_valid
 
 if TYPE_CHECKING:
@@ -57,6 +60,7 @@ log = logging.getLogger("mtor.node")
 
 NAMED_FAILURES = (
     BootstrapError,
+    CardsFileError,
     DataFolderError,
     EngineStartError,
     FederationError,
@@ -105,7 +109,7 @@ class Node:
         blocked = frozenset(parse_peer_id(text) for text in config.blocked_peers)
         self._config = config
         self._models = ModelStore(models_folder(data))
-        self._folders = [(section, self._models.find(section.model)) for section in config.realms]
+        served = [_resolved(section, self._models.find(section.model)) for section in config.local_models]
         self._network = Libp2pNetwork(
             identity.seed,
             RecordRules(record_valid, newest_record),
@@ -130,6 +134,8 @@ class Node:
         self._ledger = LedgerService(self._bookkeeper, self._network)
         self._services = Services(free=config.free.tokens_per_day > 0)
         self._worker = Worker(identity.node, self._services, self._bookkeeper, config.free, now_ms)
+        self._serving = Serving(config, data, served, self._services, self._worker, now_ms)
+        self._outer = OuterWorkers(config, os.environ, self._services)
         self._announcer = Announcer(
             self._network,
             self._directory,
@@ -142,7 +148,8 @@ class Node:
             witnesses=self._bookkeeper.genesis.witnesses,
         )
         requester = Requester(identity.node, self._open_stream, self._bookkeeper, now_ms)
-        router = Router(self._directory, requester, self._announcer.seek_now, self._loading_hint)
+        backups = {RealmId(realm): tuple(map(RealmId, names)) for realm, names in config.backup.items()}
+        router = Router(self._directory, requester, self._announcer.seek_now, self._loading_hint, backups)
         operations = NodeOperations(
             Parts(
                 config,
@@ -153,6 +160,9 @@ class Node:
                 self._bookkeeper,
                 self._ledger,
                 self._models,
+                self._serving.guard,
+                self._serving.residency,
+                self._serving.cards,
                 self._stop_soon,
                 self._problems,
             )
@@ -188,16 +198,8 @@ class Node:
         log.info("node %s", peer_id(self._node))
         log.info("listening on %s", ", ".join(self._network.addresses()))
         log.info("asking: %s/v1 (OpenAI-compatible)", url)
-        for section, folder in self._folders:
-            self._services.expect(section.realm, folder.name)
-            nursery.start_soon(self._serve_model, section, _engine(section, folder))
-
-    async def _serve_model(self, section: RealmSection, engine: ProcessEngine) -> None:
-        """Load a model, then offer it for as long as the node runs."""
-        async with trio.open_nursery() as nursery:
-            await nursery.start(engine.run)
-            self._services.add(ModelService(section, engine, Scheduler(section.slots, section.queue)))
-            log.info("serving %s with %s on %s", section.realm, engine.info.name, engine.info.device.kind)
+        nursery.start_soon(self._serving.run)
+        nursery.start_soon(self._outer.run)
 
     async def _open_stream(self, node: NodeId) -> Stream:
         """A query stream; to the own node one that stays inside this process."""
@@ -235,7 +237,7 @@ class Node:
 
     def _problems(self) -> tuple[str, ...]:
         """What is wrong now, with the fix."""
-        problems = [f"{name} is still being loaded" for name in self._services.loading]
+        problems = self._serving.problems() + self._outer.problems()
         problems += self._ledger.problems()
         state = self._bootstrap.state()
         if state.known and not state.reachable:
@@ -243,8 +245,11 @@ class Node:
         return tuple(problems)
 
 
-def _engine(section: RealmSection, folder: ModelFolder) -> ProcessEngine:
-    return ProcessEngine(folder, section.device, section.threads, section.slots, arithmetic=section.arithmetic)
+def _resolved(section: RealmSection, folder: ModelFolder) -> tuple[RealmSection, ModelFolder]:
+    """What the operator left open, as the model says it."""
+    if section.engine != "auto":
+        folder = replace(folder, engine=section.engine)
+    return section.model_copy(update={"realm": section.realm or folder.realm}), folder
 
 
 def _bootstrap_peers(config: NodeConfig, launch: Launch) -> list[BootstrapPeer]:

@@ -15,13 +15,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from node.config import NodeConfig
+from node.config import OUTER_ENGINES, NodeConfig, RealmSection
+from node.guard.schedule import ScheduleError, parse_hours
 from protocol.errors import Malformed
-from protocol.ids import CHAT, parse_peer_id, realm_id
+from protocol.ids import parse_peer_id, realm_id
 
 ENVIRONMENT_PREFIX = "MTOR_"
 RESERVED = {"MTOR_DATA", "MTOR_MODELS", "MTOR_DEBUG"}
@@ -108,14 +110,17 @@ def _leaves(tree: Mapping[str, Any]) -> list[Path_]:
 
 def _anchor(tree: dict[str, Any], folder: Path) -> None:
     """Make relative paths in the file start at its folder, so that it means the same from everywhere."""
-    node = tree.get("node")
-    if isinstance(node, dict) and isinstance(node.get("bootstrap"), str):
-        node["bootstrap"] = str(folder / Path(node["bootstrap"]).expanduser())
+    for name, key in (("node", "bootstrap"), ("hardware", "declared")):
+        part = tree.get(name)
+        if isinstance(part, dict) and isinstance(part.get(key), str):
+            part[key] = str(folder / Path(part[key]).expanduser())
     realms = tree.get("realms")
     for section in realms if isinstance(realms, list) else []:
-        model = section.get("model") if isinstance(section, dict) else None
-        if isinstance(model, str) and ("/" in model or os.sep in model):
-            section["model"] = str(folder / Path(model).expanduser())
+        for key in ("model", "api_key_file") if isinstance(section, dict) else ():
+            value = section.get(key)
+            names_a_path = key != "model" or section.get("engine") not in OUTER_ENGINES  # servers' names have slashes
+            if names_a_path and isinstance(value, str) and (key != "model" or "/" in value or os.sep in value):
+                section[key] = str(folder / Path(value).expanduser())
 
 
 def _read(path: Path) -> tuple[dict[str, Any], Marks]:
@@ -256,18 +261,31 @@ def _check_names(sources: Sources, config: NodeConfig) -> None:
     """What types cannot say: realms, peer ids, addresses, and that nothing is served twice. Raises `ConfigError`."""
     served: set[tuple[str, str]] = set()
     for index, section in enumerate(config.realms):
-        problem = _realm_problem(section.realm)
+        problem = _realm_problem(section.realm) if section.realm else ""
         if problem:
             raise ConfigError(f"{sources.place(('realms', index, 'realm'))}: {problem}")
         if (section.realm, section.model) in served:
             place = sources.place(("realms", index))
-            raise ConfigError(f"{place}: {section.model} serves {section.realm} twice; raise its slots")
+            raise ConfigError(f"{place}: {section.model} serves {section.realm or 'its realm'} twice; raise its slots")
         served.add((section.realm, section.model))
+    for index, section in enumerate(config.realms):
+        key, problem = _outer_problem(section, config) if section.outer else _local_problem(section)
+        if problem:
+            raise ConfigError(f"{sources.place(('realms', index, key))}: {problem}")
+    for realm, backups in config.backup.items():
+        for name in (realm, *backups):
+            if problem := _realm_problem(name):
+                raise ConfigError(f"{sources.place(('backup', realm))}: {problem}")
     for index, peer in enumerate(config.blocked_peers):
         try:
             parse_peer_id(peer)
         except Malformed as error:
             raise ConfigError(f"{sources.place(('blocked_peers', index))}: {error}") from None
+    for index, hours in enumerate(config.guard.pause):
+        try:
+            parse_hours(hours)
+        except ScheduleError as error:
+            raise ConfigError(f"{sources.place(('guard', 'pause', index))}: {error}") from None
     for key in ("listen", "announce"):
         for index, address in enumerate(getattr(config.node, key)):
             if not _is_address(address):
@@ -275,12 +293,41 @@ def _check_names(sources: Sources, config: NodeConfig) -> None:
                 raise ConfigError(f"{place}: {address!r} is not an address like /ip4/0.0.0.0/tcp/9001")
 
 
+def _local_problem(section: RealmSection) -> tuple[str, str]:
+    """What a model that this node loads has no use for: (key, what is wrong)."""
+    keys = [key for key in ("url", "api_key_env", "api_key_file") if getattr(section, key)]
+    return (keys[0], f"{keys[0]} is for the engines {', '.join(sorted(OUTER_ENGINES))}") if keys else ("", "")
+
+
+def _outer_problem(section: RealmSection, config: NodeConfig) -> tuple[str, str]:
+    """What is wrong with a server's address or key, with the remedy: (key, what is wrong)."""
+    if not section.url:
+        return "engine", f"{section.engine} asks a server; say where it is: url: http://127.0.0.1:11434/v1"
+    if section.api_key_env and section.api_key_file:
+        return "api_key_file", "api_key_env holds the key already; keep one"
+    try:
+        url = urlsplit(section.url)
+        right = url.scheme in ("http", "https") and url.hostname and url.port != 0
+    except ValueError:
+        right = False
+    if not right:
+        return "url", f"{section.url!r} is not an address like http://127.0.0.1:11434/v1"
+    if url.username or url.password or url.query or url.fragment:
+        return "url", "an address and nothing else; a key belongs into api_key_env or api_key_file"
+    with suppress(ValueError):  # a name is looked up, and held to the list, whenever it is asked
+        address = ipaddress.ip_address(str(url.hostname).partition("%")[0])
+        address = getattr(address, "ipv4_mapped", None) or address
+        if not any(address in network for network in config.workers.allowed):
+            return "url", f"{address} is not on the list of allowed addresses; to use it, add it to workers.allowed"
+    return "", ""
+
+
 def _realm_problem(realm: str) -> str:
     try:
         realm_id(realm)
     except Malformed as error:
         return str(error)
-    return "" if realm == CHAT else f"{realm}: this version serves $CHAT only"
+    return ""
 
 
 def _is_address(text: str) -> bool:

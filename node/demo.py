@@ -1,4 +1,4 @@
-"""`mtor demo`: three node processes on loopback, two questions, one killed worker, one ledger.
+"""`mtor demo`: three node processes on loopback, one question to each realm, one killed worker, one ledger.
 
 Rule: nothing here is staged. The nodes are ordinary `mtor up` processes with data folders of their own, the demo
 talks to them as any client does, the killed worker is killed with SIGKILL in the middle of its answer, and what is
@@ -7,6 +7,7 @@ printed at the end is what the nodes' own ledgers say.
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import sys
@@ -17,8 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from node.commands.making import speech
+from node.engines.sign import sign
 from node.federation import FederationError
-from node.local_federation import NodeFailed, NodeProcess, local_federation
+from node.local_federation import NodeFailed, NodeProcess, local_federation, wait_models
 from protocol.pricing import format_credits
 
 MODEL = "smollm2-135m"
@@ -28,7 +31,13 @@ LONG_TOKENS = 160
 DELIVERY_SECONDS = 30.0
 KILL_AFTER_PIECES = 25  # the serving worker dies after this many pieces of the long answer
 WORKERS = ("worker-1", "worker-2")
-REALMS = f"realms:\n  - realm: $CHAT\n    model: {MODEL}\n"
+PICTURE_MODEL, EYES_MODEL, VOICE_MODEL, EARS_MODEL = "emoji-64", "mtor-eyes", "hibari", "whisper-tiny.en"
+OTHER_MODELS = (PICTURE_MODEL, EYES_MODEL, VOICE_MODEL, EARS_MODEL)
+CHAT_REALM = f"realms:\n  - model: {MODEL}\n"
+ALL_REALMS = CHAT_REALM + "".join(f"  - model: {model}\n    threads: 1\n" for model in OTHER_MODELS)
+PICTURE = "red apple"
+SIGN = "MTOR: home cards that answer"
+SENTENCE = "Graphics cards at home can answer the questions of others."
 
 
 class Screen:
@@ -103,7 +112,9 @@ def _run(root: Path, screen: Screen, witnesses: int) -> dict[str, Any]:
         + (f"; {witnesses} witnesses, of which {(witnesses - 1) // 3} may fail" if witnesses > 1 else "")
     )
     began = time.monotonic()
-    with local_federation(root, WORKERS, REALMS, witnesses) as nodes:
+    realms = {WORKERS[0]: CHAT_REALM, WORKERS[1]: ALL_REALMS}
+    results = Path(tempfile.mkdtemp(prefix="mtor-demo-results-"))
+    with local_federation(root, WORKERS, realms, witnesses) as nodes:
         for node in nodes:
             screen.line(f"   {node.name:<9} {node.node}")
         screen.line(f"   ready after {time.monotonic() - began:.1f} s")
@@ -115,7 +126,10 @@ def _run(root: Path, screen: Screen, witnesses: int) -> dict[str, Any]:
         screen.line(f"\n▸ {killer.killed.name} starts again, and settles what it had been promised")
         killer.killed.start()
         killer.killed.wait_ready()
-        return _report(nodes, [first, second], screen)
+        wait_models(nodes[0], (MODEL, *OTHER_MODELS))
+        others = [_imagine(nodes, screen, results), _look(nodes, screen, results)]
+        others += _say_and_listen(nodes, screen, results)
+        return _report(nodes, [first, second, *others], screen) | {"results": str(results)}
 
 
 class _Killer:
@@ -172,6 +186,56 @@ def _ask(
     return answer
 
 
+# --- the other realms --------------------------------------------------------------------------------------
+
+
+def _imagine(nodes: list[NodeProcess], screen: Screen, results: Path) -> Answer:
+    """A picture of words."""
+    screen.line(f"\n▸ $IMAGINE: {PICTURE}")
+    body = {"model": PICTURE_MODEL, "prompt": PICTURE, "size": "256x256", "seed": 7, "stream": True}
+    answer = Answer()
+    for chunk in nodes[0].client.events("/v1/images/generations", body):
+        if chunk["type"] == "image_generation.completed":
+            (results / "picture.png").write_bytes(base64.b64decode(chunk["b64_json"]))
+            answer = _answered(str(results / "picture.png"), chunk["mtor"])
+    screen.line(f"   {answer.text}")
+    return answer
+
+
+def _look(nodes: list[NodeProcess], screen: Screen, results: Path) -> Answer:
+    """A question about a picture: a sign, drawn here, so that everybody knows what it says."""
+    path = results / "sign.png"
+    path.write_bytes(sign(SIGN))
+    screen.line(f"\n▸ $VISION: what does this picture say? ({path})")
+    url = f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    shown = [{"type": "text", "text": "What does it say?"}, {"type": "image_url", "image_url": {"url": url}}]
+    body = {"model": EYES_MODEL, "messages": [{"role": "user", "content": shown}], "stream": True}
+    answer = Answer()
+    for chunk in nodes[0].client.chat(body):
+        _note_worker(answer, chunk.get("mtor") or {})
+        answer.text += "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
+    screen.line("   " + answer.text.replace("\n", "\n   "))
+    return answer
+
+
+def _say_and_listen(nodes: list[NodeProcess], screen: Screen, results: Path) -> list[Answer]:
+    """Text to sound, and the sound to text again."""
+    screen.line(f"\n▸ $SPEECH: say “{SENTENCE}”")
+    client, path = nodes[0].client, results / "sentence.wav"
+    sound, facts = speech(client, {"model": VOICE_MODEL, "input": SENTENCE})
+    path.write_bytes(sound)
+    screen.line(f"   {path}, {facts['units_out'] / 10:.1f} s")
+    screen.line("\n▸ $SPEECH: what did it say?")
+    heard = client.parsed(client.form("/v1/audio/transcriptions", {"model": EARS_MODEL}, path.name, sound))
+    screen.line(f"   {heard['text']}")
+    return [_answered(str(path), facts), _answered(heard["text"], heard["mtor"])]
+
+
+def _answered(text: str, facts: dict[str, Any]) -> Answer:
+    workers = [share["worker"] for share in facts["shares"]]
+    return Answer(text, 1, workers[-1], workers, facts["ttft_ms"], facts)
+
+
 def _note_worker(answer: Answer, facts: dict[str, Any]) -> None:
     worker = facts.get("worker")
     if worker and worker != answer.worker:
@@ -202,7 +266,7 @@ def _report(nodes: list[NodeProcess], answers: list[Answer], screen: Screen) -> 
     screen.line("\n▸ who was paid for what")
     for answer in answers:
         for share in answer.facts["shares"]:
-            counts = f"{share['units_in']} + {share['units_out']} tokens"
+            counts = f"{share['units_in']} + {share['units_out']} units"
             receipt = share["receipt"][:12]
             screen.line(
                 f"   {names[share['worker']]:<9} {counts:<18} {format_credits(share['amount']):<14} receipt {receipt}"

@@ -72,7 +72,8 @@ class LedgerWriter:
         task_status.started()
         try:
             async for first in self._receive:
-                await self._write([first, *self._waiting(GROUP - 1)])
+                with trio.CancelScope(shield=True):  # whoever waits for it hears an answer, even if this ends now
+                    await self._write([first, *self._waiting(GROUP - 1)])
         finally:
             for command in self._waiting(QUEUE):
                 command.fail(_closed())

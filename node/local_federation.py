@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,13 +113,15 @@ class NodeProcess:
 
 @contextmanager
 def local_federation(
-    root: Path, workers: Sequence[str], realms: str, witnesses: int = 1
+    root: Path, workers: Sequence[str], realms: str | Mapping[str, str], witnesses: int = 1
 ) -> Iterator[list[NodeProcess]]:
     """A running federation: a gateway node without a model, which is issuer and the first witness, and `workers`, which
-    serve `realms` (YAML) and are the next witnesses if there are to be several; nodes that do nothing else make up the
-    number. Gateway, workers, witnesses, in this order. Raises `NodeFailed` or `FederationError`."""
+    serve `realms` (YAML, perhaps one a worker) and are the next witnesses if there are to be several; nodes that do
+    nothing else make up the number. Gateway, workers, witnesses, in this order. Raises `NodeFailed` or
+    `FederationError`."""
     gateway = _prepare(root, "gateway", IDLE)
-    serving = [_prepare(root, name, realms) for name in workers]
+    served = {name: realms if isinstance(realms, str) else realms[name] for name in workers}
+    serving = [_prepare(root, name, served[name]) for name in workers]
     idle = [_prepare(root, f"witness-{number}", IDLE) for number in range(2 + len(workers), witnesses + 1)]
     others = [*serving, *idle]
     ids = [load_or_create_identity(node.folder).node for node in others]
@@ -165,6 +167,19 @@ def wait_offers(gateway: NodeProcess, workers: Sequence[NodeProcess]) -> None:
             return
         time.sleep(POLL_SECONDS)
     raise NodeFailed("the gateway did not hear of all workers; see the output.txt of each node")
+
+
+def wait_models(gateway: NodeProcess, models: Sequence[str]) -> None:
+    """Return when the gateway has heard that somebody serves each of `models`. Raises `NodeFailed`."""
+    until = time.monotonic() + START_SECONDS
+    missing = set(models)
+    while time.monotonic() < until:
+        peers = gateway.client.call("peers")["peers"]
+        missing = set(models) - {model["model"] for peer in peers for model in peer["models"] if model["slots"]}
+        if not missing:
+            return
+        time.sleep(POLL_SECONDS)
+    raise NodeFailed(f"nobody serves {', '.join(sorted(missing))}; see the output.txt of each node")
 
 
 def _prepare(root: Path, name: str, realms: str) -> NodeProcess:

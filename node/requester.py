@@ -23,7 +23,7 @@ from node.nurseries import one_error, shielded
 from protocol import params
 from protocol.codec import encode
 from protocol.errors import ErrorCode, ProtocolError, Refused, RemoteProtocolError
-from protocol.exchange import Conversation, Delivered, Role, State, prompt_token_limit, transcript_hash
+from protocol.exchange import Conversation, Delivered, Role, State, transcript_hash
 from protocol.ids import NO_HASH, ChannelId, NodeId
 from protocol.messages import (
     Accept,
@@ -32,14 +32,18 @@ from protocol.messages import (
     Chunk,
     Done,
     Error,
+    Input,
     Message,
     ModelOffer,
+    Output,
     Pay,
+    Progress,
     Query,
     Refuse,
     Settled,
 )
 from protocol.pricing import channel_cost
+from protocol.requests import most_units_in, most_units_out
 from protocol.routing import Candidate
 
 log = logging.getLogger("mtor.requester")
@@ -50,11 +54,20 @@ SILENCE_SECONDS = params.SILENCE_TIMEOUT / 1_000
 SETTLE_SECONDS = 5.0  # wait for Settled after the last voucher
 LEAVE_SECONDS = 2.0  # to say goodbye and pay when the asker has gone
 
+TAKES_INPUTS = (State.ASKED, State.ACCEPTED)
 STALE_CHANNEL = (ErrorCode.CHANNEL_CLOSED, ErrorCode.UNKNOWN_CHANNEL, ErrorCode.EXPIRED)
 
 OpenStream = Callable[[NodeId], Awaitable[Stream]]
-Deliver = Callable[[str], Awaitable[None]]
-Queued = Callable[[int, int], Awaitable[None]]  # (position, expected wait in ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Who hears what a worker says while it answers."""
+
+    text: Callable[[str], Awaitable[None]]
+    data: Callable[[str, bytes], Awaitable[None]]  # (media type, bytes)
+    progress: Callable[[int, int, bytes], Awaitable[None]]  # (done, total, preview)
+    queued: Callable[[int, int], Awaitable[None]]  # (position, expected wait in ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,13 +110,13 @@ class Requester:
         self.clock = clock
 
     async def ask(
-        self, candidate: Candidate, question: Question, part: Part, time_left_ms: int, deliver: Deliver, queued: Queued
+        self, candidate: Candidate, question: Question, part: Part, time_left_ms: int, listener: Listener
     ) -> Outcome:
         """Ask one worker to answer, or to continue `part`. Never raises for what the worker did."""
-        asking = _Asking(self, candidate, question, part, deliver, queued)
+        asking = _Asking(self, candidate, question, part, listener)
         outcome = await asking.run(time_left_ms)
         if asking.channel_was_stale:  # the worker settled it in the meantime; a new channel will do
-            asking = _Asking(self, candidate, question, part, deliver, queued)
+            asking = _Asking(self, candidate, question, part, listener)
             outcome = await asking.run(time_left_ms)
         return outcome
 
@@ -125,15 +138,13 @@ class _Asking:
         candidate: Candidate,
         question: Question,
         part: Part,
-        deliver: Deliver,
-        queued: Queued,
+        listener: Listener,
     ) -> None:
         self._requester = requester
         self._candidate = candidate
         self._question = question
         self._part = part
-        self._deliver = deliver
-        self._queued = queued
+        self._listener = listener
         self._conversation = Conversation(Role.REQUESTER)
         self._lease: ChannelLease | None = None
         self._messages: MessageStream | None = None
@@ -144,8 +155,8 @@ class _Asking:
         self._lost = False  # there is nobody to say goodbye to
         self._unpaid = trio.Event()  # set when there is more to sign for; replaced when taken
         self._began = time.monotonic()
-        self._first_text: float | None = None
-        self._last_text = 0.0
+        self._first_part: float | None = None
+        self._last_part = 0.0
 
     async def run(self, time_left_ms: int) -> Outcome:
         """The whole attempt."""
@@ -184,14 +195,27 @@ class _Asking:
         async with trio.open_nursery() as nursery:
             if self._lease is not None:
                 nursery.start_soon(self._keep_paying)
+            if self._question.inputs:
+                nursery.start_soon(self._send_inputs)
             ending = await self._follow()
             nursery.cancel_scope.cancel()
         return ending
 
+    async def _send_inputs(self) -> None:
+        """The request's media, until all is sent or the worker will take no more."""
+        data, index = b"".join(self._question.inputs), 0
+        try:
+            while index * params.MAX_CHUNK_BYTES < len(data) and self._conversation.state in TAKES_INPUTS:
+                start = index * params.MAX_CHUNK_BYTES
+                await self._send(Input(index, data[start : start + params.MAX_CHUNK_BYTES]))
+                index += 1
+        except NetworkError:
+            return  # the reading side sees it too, and says so
+
     def _query(self, channel: bytes, time_left_ms: int) -> Query:
         return Query(
             query_id=self._question.query_id,
-            realm=self._question.realm,
+            realm=self._candidate.model.realm,
             model=self._candidate.model.model,
             time_left_ms=min(time_left_ms, params.MAX_DEADLINE),
             channel=ChannelId(channel),
@@ -229,9 +253,9 @@ class _Asking:
 
     def _need(self, query: Query) -> int:
         """µcredits that the longest answer to this query may cost."""
-        model = self._candidate.model
-        longest = min(self._question.request.max_tokens or model.max_output_tokens, model.max_output_tokens)
-        return channel_cost(prompt_token_limit(query), longest, model.price_in, model.price_out)
+        model, request = self._candidate.model, self._question.request
+        longest = most_units_out(request, model.max_output_tokens)
+        return channel_cost(most_units_in(query, request), longest, model.price_in, model.price_out)
 
     # --- following -----------------------------------------------------------------------------------
 
@@ -242,21 +266,27 @@ class _Asking:
             message = await self._receive(patience)
             patience = SILENCE_SECONDS
             if isinstance(message, Accept):
-                await self._queued(message.queue_position, message.wait_ms)
+                await self._listener.queued(message.queue_position, message.wait_ms)
             if isinstance(message, Begin):
                 self._unpaid.set()
             if isinstance(message, Chunk) and message.text:
-                await self._text(message.text)
+                self._note_part()
+                await self._listener.text(message.text)
+            if isinstance(message, Output):
+                self._note_part()
+                await self._listener.data(message.media_type, message.data)
+            if isinstance(message, Progress):
+                await self._listener.progress(message.done, message.total, message.preview)
             if isinstance(message, Refuse):
                 raise Refused(_code(message.code), message.reason, message.retry_after_ms)
             if isinstance(message, Done | Error):
                 return message
 
-    async def _text(self, text: str) -> None:
-        self._last_text = time.monotonic()
-        self._first_text = self._first_text or self._last_text
+    def _note_part(self) -> None:
+        """Something came: from now on there is more to sign for."""
+        self._last_part = time.monotonic()
+        self._first_part = self._first_part or self._last_part
         self._unpaid.set()
-        await self._deliver(text)
 
     async def _receive(self, patience: float) -> Message:
         assert self._messages is not None
@@ -363,8 +393,8 @@ class _Asking:
             refused=refused,
             units_in=delivered.units_in,
             units_out=delivered.units_out,
-            ttft_ms=(self._first_text - self._began) * 1_000 if self._first_text else 0.0,
-            seconds=self._last_text - self._first_text if self._first_text else 0.0,
+            ttft_ms=(self._first_part - self._began) * 1_000 if self._first_part else 0.0,
+            seconds=self._last_part - self._first_part if self._first_part else 0.0,
             share=share,
         )
 
@@ -403,7 +433,7 @@ class _Asking:
             query_id=self._question.query_id,
             role="requester",
             counterparty=self._candidate.node,
-            realm=self._question.realm,
+            realm=self._candidate.model.realm,
             model=self._candidate.model.model,
             units_in=paid.point.units_in,
             units_out=paid.point.units_out,

@@ -9,15 +9,29 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 
 import trio
 
-from node.answers import AnswerEvent, Completed, Delta, Failed, Question, Routed, WorkerShare
+from node.answers import (
+    AnswerEvent,
+    Bytes,
+    Completed,
+    Delta,
+    Failed,
+    Progressed,
+    Question,
+    Routed,
+    WorkerShare,
+)
 from node.directory import Directory
-from node.requester import Outcome, Part, Requester
+from node.requester import Listener, Outcome, Part, Requester
 from protocol.errors import CODES, ErrorCode
-from protocol.ids import NodeId, short
+from protocol.ids import NodeId, RealmId, short
+from protocol.messages import ChatRequest, ImagineRequest
+from protocol.requests import request_number
 from protocol.routing import Candidate, Ranking, explain_no_peer
 
 log = logging.getLogger("mtor.router")
@@ -46,13 +60,20 @@ class Router:
     """Answers queries. Each has an `_Answering` of its own."""
 
     def __init__(
-        self, directory: Directory, requester: Requester, seek: Callable[[], None], hint: Callable[[], str] = lambda: ""
+        self,
+        directory: Directory,
+        requester: Requester,
+        seek: Callable[[RealmId], None],
+        hint: Callable[[], str] = lambda: "",
+        backups: Mapping[RealmId, Sequence[RealmId]] = MappingProxyType({}),
     ) -> None:
-        """`seek` starts a search for offers; `hint` says what this node itself is waiting for."""
+        """`seek` starts a search for offers of a realm; `hint` says what this node itself is waiting for; `backups`
+        are the realms that stand in for another while nobody there can answer."""
         self.directory = directory
         self.requester = requester
         self.seek = seek
         self.hint = hint
+        self.backups = backups
 
     async def answer(self, question: Question, emit: Emit) -> None:
         """Emit events; the last is `Completed` or `Failed`. Cancel the surrounding scope to stop."""
@@ -72,10 +93,14 @@ class _Answering:
         self._emit = emit
         self._began = time.monotonic()
         self._text: list[str] = []
+        self._data: list[Bytes] = []  # of a picture, which is handed over whole
+        self._data_bytes = 0  # handed over
+        self._skip = 0  # characters or bytes that a worker which begins anew will say again
         self._units_out = 0
         self._units_in = 0
         self._ttft_ms = 0.0
-        self._tried: set[NodeId] = set()
+        self._realms = (question.realm, *router.backups.get(question.realm, ()))
+        self._tried: set[tuple[RealmId, NodeId]] = set()
         self._shares: list[WorkerShare] = []
         self._attempts = 0
         self._continued = False
@@ -118,7 +143,7 @@ class _Answering:
             ranking = await self._discover()
         while not ranking.candidates and self._may_wait(ranking):
             await trio.sleep(RECOVERY_PAUSE_SECONDS)  # somebody may come back, or be no longer avoided
-            self._router.seek()
+            self._router.seek(self._question.realm)
             self._tried.clear()
             ranking = self._rank()
         if ranking.candidates:
@@ -135,7 +160,7 @@ class _Answering:
         """True if waiting may help: for a begun answer until the deadline, for another a short while."""
         if self._last is not None and self._last.code not in PASSING:
             return False
-        if self._text:
+        if self._text or self._data_bytes:
             return True
         lost = (
             ranking.avoided if self._last is None else self._last.code not in (ErrorCode.OVERLOADED, ErrorCode.PAUSED)
@@ -143,14 +168,21 @@ class _Answering:
         return lost and time.monotonic() - self._began < PATIENCE_SECONDS
 
     def _rank(self) -> Ranking:
+        """Those who could answer, in the first realm where somebody can; otherwise why nobody in the asked one can."""
         question = self._question
-        return self._router.directory.rank(
-            question.realm, question.requirements, question.query_id, frozenset(self._tried)
-        )
+        wanted = replace(question.requirements, request=request_number(question.request))
+        rankings = []
+        for realm in self._realms:
+            without = frozenset(node for tried, node in self._tried if tried == realm)
+            ranking = self._router.directory.rank(realm, wanted, question.query_id, without)
+            if ranking.candidates:
+                return ranking
+            rankings.append(ranking)
+        return rankings[0]
 
     async def _discover(self) -> Ranking:
         """Nobody fits: perhaps offers are still on their way. Wait a moment for a first one that does."""
-        self._router.seek()
+        self._router.seek(self._question.realm)
         ranking = self._rank()
         with trio.move_on_after(DISCOVERY_SECONDS):
             while not ranking.candidates:
@@ -162,18 +194,19 @@ class _Answering:
 
     async def _attempt(self, candidate: Candidate) -> Outcome:
         self._attempts += 1
-        self._tried.add(candidate.node)
+        self._tried.add((candidate.model.realm, candidate.node))
         attempt = self._attempts
         self._model = self._model or candidate.model.model
-        part = Part("".join(self._text), self._units_out)
-        self._continued = self._continued or bool(part.text)
+        part = self._part()
+        self._continued = self._continued or bool(self._text or self._data_bytes)
 
         async def queued(position: int, wait_ms: int) -> None:
             await self._emit(Routed(candidate.node, candidate.model.model, attempt, position, wait_ms))
 
+        listener = Listener(self._deliver, self._deliver_data, self._progress, queued)
         with self._router.directory.asking(candidate.node):
             outcome = await self._router.requester.ask(
-                candidate, self._question, part, self._workers_time_ms(), self._deliver, queued
+                candidate, self._question, part, self._workers_time_ms(), listener
             )
         self._learn(candidate, outcome)
         self._count(outcome)
@@ -186,11 +219,44 @@ class _Answering:
         )
         return outcome
 
+    def _part(self) -> Part:
+        """What the next worker goes on from. Only conversations can be continued; of anything else the next one makes
+        the whole again, and what it repeats is left out."""
+        if isinstance(self._question.request, ChatRequest):
+            return Part("".join(self._text), self._units_out)
+        self._data.clear()
+        self._skip = sum(map(len, self._text)) + self._data_bytes
+        return Part()
+
     async def _deliver(self, text: str) -> None:
-        if not self._text:
-            self._ttft_ms = (time.monotonic() - self._began) * 1_000
+        text = text[self._skipped(len(text)) :]
+        if not text:
+            return
+        self._note_first()
         self._text.append(text)
         await self._emit(Delta(text))
+
+    async def _deliver_data(self, media_type: str, data: bytes) -> None:
+        self._note_first()
+        if isinstance(self._question.request, ImagineRequest):
+            self._data.append(Bytes(media_type, data))
+            return
+        data = data[self._skipped(len(data)) :]
+        self._data_bytes += len(data)
+        if data:
+            await self._emit(Bytes(media_type, data))
+
+    async def _progress(self, done: int, total: int, preview: bytes) -> None:
+        await self._emit(Progressed(done, total, preview))
+
+    def _skipped(self, length: int) -> int:
+        """How much of the next `length` the asker has already."""
+        skipped = min(length, self._skip)
+        self._skip -= skipped
+        return skipped
+
+    def _note_first(self) -> None:
+        self._ttft_ms = self._ttft_ms or (time.monotonic() - self._began) * 1_000
 
     def _count(self, outcome: Outcome) -> None:
         self._units_in = self._units_in or outcome.units_in
@@ -216,8 +282,8 @@ class _Answering:
         return outcome.code is ErrorCode.MALFORMED or (outcome.code is not None and CODES[outcome.code].try_another)
 
     def _reached_limit(self) -> bool:
-        limit = self._question.request.max_tokens
-        return bool(limit) and self._units_out >= limit
+        request = self._question.request
+        return isinstance(request, ChatRequest) and 0 < request.max_tokens <= self._units_out
 
     def _workers_time_ms(self) -> int:
         """The time left, less a little: a worker that ends first can still say so, and be paid."""
@@ -227,6 +293,8 @@ class _Answering:
     # --- ending --------------------------------------------------------------------------------------
 
     async def _complete(self, outcome: Outcome) -> None:
+        for part in self._data:
+            await self._emit(part)
         await self._emit(
             Completed(
                 finish=outcome.finish or "length",

@@ -5,7 +5,7 @@ Rule: one `ModelService` a (realm, model); what it offers to others is derived f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from node.config import RealmSection
@@ -13,9 +13,12 @@ from node.engines.port import Engine
 from node.scheduler import Scheduler
 from protocol.errors import ErrorCode, Refused
 from protocol.ids import RealmId
-from protocol.messages import ModelOffer
+from protocol.messages import NUMBERS, ImagineRequest, ModelOffer, SpeakRequest, TranscribeRequest
+from protocol.requests import request_name
 
 LOADING_RETRY_MS = 3_000  # an engine that (re)starts is asked again after this
+LONGEST_TEXT = 1_024  # tokens, unless the operator says otherwise
+LONGEST = {NUMBERS[ImagineRequest]: 4_096, NUMBERS[SpeakRequest]: 12_000, NUMBERS[TranscribeRequest]: 16_384}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,12 @@ class ModelService:
     section: RealmSection
     engine: Engine
     scheduler: Scheduler
+    wakes: Callable[[], bool] = lambda: False  # not loaded now, but it will be for who asks
+
+    @property
+    def takes_queries(self) -> bool:
+        """True if a query would be answered, now or when its turn comes."""
+        return self.engine.ready or self.wakes()
 
     @property
     def realm(self) -> RealmId:
@@ -33,8 +42,11 @@ class ModelService:
 
     @property
     def max_tokens(self) -> int:
-        """The longest answer: the operator's limit, or what the context holds."""
-        return min(self.section.max_tokens, self.engine.info.context_tokens)
+        """The longest answer in units: the operator's limit, or what the context holds."""
+        info = self.engine.info
+        longest = max((LONGEST.get(number, LONGEST_TEXT) for number in info.requests), default=LONGEST_TEXT)
+        limit = self.section.max_tokens or longest
+        return min(limit, info.context_tokens) if info.context_tokens else limit
 
     def offer(self, *, free: bool) -> ModelOffer:
         """What others are told. An engine that is not ready offers no slots."""
@@ -43,10 +55,11 @@ class ModelService:
             realm=self.realm,
             model=info.name,
             digest=info.digest,
+            requests=info.requests,
             context_tokens=info.context_tokens,
             max_output_tokens=self.max_tokens,
             device=info.device,
-            slots=self.section.slots if self.engine.ready else 0,
+            slots=self.section.slots if self.takes_queries else 0,
             busy=self.scheduler.busy,
             queued=self.scheduler.queued,
             price_in=self.section.price_in,
@@ -86,14 +99,20 @@ class Services:
         """What this node offers now."""
         return tuple(service.offer(free=self._free) for service in self._services)
 
-    def choose(self, realm: RealmId, model: str) -> ModelService:
-        """The service of `model`, or the least busy one of the realm if `model` is "". Raises `Refused`."""
-        fitting = [s for s in self._services if s.realm == realm and model in ("", s.engine.info.name)]
+    def choose(self, realm: RealmId, model: str, request: int) -> ModelService:
+        """The service of `model`, or the least busy one of the realm if `model` is "", among those that take such a
+        request. Raises `Refused`."""
+        named = [s for s in self._services if s.realm == realm and model in ("", s.engine.info.name)]
+        fitting = [service for service in named if request in service.engine.info.requests]
+        if named and not fitting:
+            kinds = sorted({request_name(number) for service in named for number in service.engine.info.requests})
+            message = f"{realm} {model} takes {', '.join(kinds)} requests here, not {request_name(request)}"
+            raise Refused(ErrorCode.NO_SUCH_MODEL, message)
         expected = any(r == realm and model in ("", name) for r, name in self._loading)
         if not fitting and not expected:
             served = ", ".join(f"{s.realm} {s.engine.info.name}" for s in self._services) or "nothing"
             raise Refused(ErrorCode.NO_SUCH_MODEL, f"{realm} {model} is not served here; this node serves {served}")
-        ready = [service for service in fitting if service.engine.ready]
+        ready = [service for service in fitting if service.takes_queries]
         if not ready:
             raise Refused(ErrorCode.ENGINE_FAILED, "the model is being loaded", LOADING_RETRY_MS)
         return min(ready, key=lambda service: service.scheduler.busy + service.scheduler.queued)

@@ -9,25 +9,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import AsyncExitStack, aclosing
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, contextmanager
 from dataclasses import dataclass, replace
 
 import trio
 
 from node.bookkeeper import Bookkeeper, Receipt
 from node.config import FreeSection
-from node.engines.port import EngineError, EngineEvent, Finished, Generation, Piece, Prompted
+from node.engines.port import Data, EngineError, EngineEvent, Finished, Generation, Piece, Prompted, Step
 from node.lanes import FreeLane, Lane, OwnLane, PaidLane
 from node.message_stream import MessageStream
 from node.network import Stream, StreamReset
 from node.nurseries import one_error
-from node.scheduler import Ticket
+from node.scheduler import Scheduler, Ticket
 from node.services import ModelService, Services
 from protocol import params
-from protocol.codec import decode_as
-from protocol.errors import ErrorCode, ProtocolError, Refused, RemoteProtocolError
-from protocol.exchange import Conversation, Role, State, check_chat, check_query, is_paid
+from protocol.errors import ErrorCode, LocalProtocolError, ProtocolError, Refused, RemoteProtocolError
+from protocol.exchange import Conversation, Role, State, check_query, is_paid, split_inputs
 from protocol.ids import NO_HASH, NodeId
 from protocol.messages import (
     Accept,
@@ -37,11 +37,24 @@ from protocol.messages import (
     Chunk,
     Done,
     Error,
+    ImagineRequest,
+    Input,
     Message,
+    Output,
     Pay,
+    Progress,
     Query,
     Refuse,
     Settled,
+)
+from protocol.requests import (
+    Request,
+    check_request,
+    input_bytes,
+    most_units_in,
+    picture_units,
+    read_request,
+    request_number,
 )
 
 log = logging.getLogger("mtor.worker")
@@ -50,6 +63,9 @@ HEARTBEAT_SECONDS = params.HEARTBEAT_INTERVAL / 1_000
 MIN_CHUNK_SECONDS = 0.015  # tokens that come faster share a frame: frames cost more than bytes
 EVENT_BUFFER = 16  # engine events read ahead; the engine stops at its grant, not here
 MAX_STREAMS_PER_PEER = 64  # open query streams of one requester; the queue's own limits come after
+HELD_BYTES = 256 * params.MIB  # of pictures and sounds, over all queries that are here
+HELD_BYTES_PER_PEER = HELD_BYTES // 4
+INPUT_SECONDS = params.INPUT_TIMEOUT / 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +93,54 @@ class Worker:
         self.free = free
         self.clock = clock
         self._open: dict[NodeId, int] = {}
+        self._servings: set[_Serving] = set()
+        self._paused: Refused | None = None
+        self._held: Counter[NodeId] = Counter()
+
+    @contextmanager
+    def hold(self, peer: NodeId, size: int) -> Iterator[None]:
+        """Room in memory for a query's pictures and sounds. Raises `Refused` (OVERLOADED) if there is none."""
+        if self._held.total() + size > HELD_BYTES or self._held[peer] + size > HELD_BYTES_PER_PEER:
+            raise Refused(ErrorCode.OVERLOADED, "too many pictures and sounds wait here", 2_000)
+        self._held[peer] += size
+        try:
+            yield
+        finally:
+            self._held[peer] -= size
+            if not self._held[peer]:
+                del self._held[peer]
+
+    @property
+    def paused(self) -> bool:
+        """True while everything is refused."""
+        return self._paused is not None
+
+    def pause(self, retry_after_ms: int) -> None:
+        """The owner takes the machine: refuse new queries, and end those that wait or run with PAUSED after what they
+        have delivered, so that whoever asks goes on with another peer where this one stopped. Peers are not told why:
+        what the owner plays is nobody's business."""
+        self._paused = Refused(ErrorCode.PAUSED, "the owner of this node needs the machine", retry_after_ms)
+        for serving in tuple(self._servings):
+            serving.end_paused()
+
+    def resume(self) -> None:
+        """Serve again."""
+        self._paused = None
+
+    @contextmanager
+    def working(self, serving: _Serving) -> Iterator[None]:
+        """A query that `pause` may end. Raises `Refused` (PAUSED) if it comes too late."""
+        self.check_paused()
+        self._servings.add(serving)
+        try:
+            yield
+        finally:
+            self._servings.discard(serving)
+
+    def check_paused(self) -> None:
+        """Raises `Refused` (PAUSED) while the owner has the machine."""
+        if self._paused is not None:
+            raise self._paused
 
     async def serve(self, stream: Stream) -> None:
         """The stream handler of the query protocol. Never raises for what the peer did."""
@@ -117,8 +181,11 @@ class _Serving:
         self._conversation = Conversation(Role.WORKER)
         self._lane: Lane = OwnLane()
         self._generation: Generation | None = None
+        self._inputs: bytearray | None = None  # what came of the request's media; None until there is room for it
+        self._place: tuple[Scheduler, Ticket] | None = None
         self._scope = trio.CancelScope()  # the work; the last word is said outside it
         self._paid = trio.Event()  # replaced at each voucher
+        self._paused = False  # the worker's pause ended it
         self._gone = False  # the requester's stream ended: nobody is there to hear a last word
         self._cancelled = False
         self._stalled_since: float | None = None
@@ -140,12 +207,19 @@ class _Serving:
             nursery.cancel_scope.cancel()
         await (self._messages.reset() if self._gone else self._messages.close())
 
+    def end_paused(self) -> None:
+        """Stop here; the last word says why."""
+        self._paused = True
+        self._scope.cancel()
+
     # --- the requester's side of the stream ----------------------------------------------------------
 
     async def _listen(self) -> None:
         """Take vouchers and cancels until the stream ends; its end cancels the work."""
         try:
             while (message := await self._messages.receive()) is not None:
+                if self._conversation.state is State.ENDED:
+                    return  # it crossed our refusal
                 self._conversation.received(message)
                 await self._take(message)
         except (StreamReset, RemoteProtocolError) as error:
@@ -160,6 +234,11 @@ class _Serving:
     async def _take(self, message: Message) -> None:
         if isinstance(message, Cancel):
             await self._cancel()
+        if isinstance(message, Input) and self._inputs is not None:  # otherwise its refusal is on the way
+            self._inputs += message.data
+            if self._place is not None and self._conversation.inputs_whole:
+                scheduler, ticket = self._place
+                scheduler.make_ready(ticket)
         if isinstance(message, Pay):
             await self._lane.take(message)
             self._stalled_since = None
@@ -184,35 +263,44 @@ class _Serving:
         """Admission, answer, last word, settlement."""
         async with AsyncExitStack() as channel:
             try:
-                with trio.move_on_after(query.time_left_ms / 1_000) as deadline, self._scope, one_error():
+                with (
+                    trio.move_on_after(query.time_left_ms / 1_000) as deadline,
+                    self._worker.working(self),
+                    self._scope,
+                    one_error(),
+                ):
                     await self._serve(query, channel)
                 if deadline.cancelled_caught:
                     raise Refused(ErrorCode.DEADLINE_EXCEEDED, "the query's time is used up")
                 if self._cancelled and self._conversation.state is State.CANCELLING:
                     await self._say_done("cancelled")
+                if self._paused:
+                    self._worker.check_paused()
             except (Refused, EngineError) as error:
                 await self._last_word(error.code, error.message, getattr(error, "retry_after_ms", 0))
+            except LocalProtocolError as error:  # an engine that counts what cannot be, say
+                log.error("%s answers against the rules: %s", self._model, error)
+                await self._last_word(ErrorCode.ENGINE_FAILED, "the engine's answer broke a rule")
             except StreamReset:
                 self._gone = True
             await self._finish(query)
 
     async def _serve(self, query: Query, channel: AsyncExitStack) -> None:
-        request = self._check(query)
-        service = self._worker.services.choose(query.realm, query.model)
-        self._model = service.engine.info.name
-        self._lane = await self._choose_lane(query, service, channel)
-        async with service.scheduler.place(self._messages.peer, paid=self._lane.paid) as ticket:
-            await self._wait_turn(service, ticket)
-            await self._answer(service, query, request)
-
-    def _check(self, query: Query) -> ChatRequest:
         check_query(query)
-        try:
-            request = decode_as(ChatRequest, query.payload)
-        except ProtocolError as error:
-            raise Refused(ErrorCode.INVALID_REQUEST, f"the payload is no ChatRequest: {error}") from None
-        check_chat(request)
-        return request
+        request = read_request(query)
+        check_request(request, query.prefix)
+        with self._worker.hold(self._messages.peer, input_bytes(request)):
+            self._inputs = bytearray()
+            service = self._worker.services.choose(query.realm, query.model, request_number(request))
+            self._model = service.engine.info.name
+            _check_size(request, service.max_tokens)
+            self._lane = await self._choose_lane(query, service, channel)
+            left, whole = query.time_left_ms, self._conversation.inputs_whole
+            place = service.scheduler.place(self._messages.peer, paid=self._lane.paid, time_left_ms=left, ready=whole)
+            async with place as ticket:
+                self._place = (service.scheduler, ticket)
+                await self._wait_turn(service, ticket)
+                await self._answer(service, query, request, split_inputs(request, bytes(self._inputs)))
 
     async def _choose_lane(self, query: Query, service: ModelService, channel_use: AsyncExitStack) -> Lane:
         peer, worker = self._messages.peer, self._worker
@@ -230,22 +318,29 @@ class _Serving:
 
     async def _wait_turn(self, service: ModelService, ticket: Ticket) -> None:
         """Say the place in the queue at once, when it changes, and as a heartbeat."""
+        began = time.monotonic()
         while True:
             wait = service.scheduler.wait_estimate_ms(ticket.position)
             await self._send(Accept(min(ticket.position, 65_535), wait))
             if ticket.admitted:
                 return
+            if not ticket.ready and time.monotonic() - began > INPUT_SECONDS:
+                raise Refused(ErrorCode.INVALID_REQUEST, f"the picture or sound did not come in {INPUT_SECONDS:.0f} s")
             with trio.move_on_after(HEARTBEAT_SECONDS):
                 await service.scheduler.wait_moved(ticket)
 
-    async def _answer(self, service: ModelService, query: Query, request: ChatRequest) -> None:
-        wanted = min(request.max_tokens or service.max_tokens, service.max_tokens) - query.prefix_tokens
-        if wanted <= 0:
-            await self._send(Begin(0, self._model, service.section.window))
-            await self._say_done("length")
-            return
-        bounded = replace(request, max_tokens=wanted)
-        async with service.engine.generate(bounded, query.prefix) as generation, trio.open_nursery() as nursery:
+    async def _answer(self, service: ModelService, query: Query, request: Request, inputs: Sequence[bytes]) -> None:
+        if isinstance(request, ChatRequest):
+            wanted = min(request.max_tokens or service.max_tokens, service.max_tokens) - query.prefix_tokens
+            if wanted <= 0:
+                await self._send(Begin(0, self._model, service.section.window))
+                await self._say_done("length")
+                return
+            request = replace(request, max_tokens=wanted)
+        async with (
+            service.engine.generate(request, query.prefix, inputs) as generation,
+            trio.open_nursery() as nursery,
+        ):
             self._generation = generation
             if self._cancelled:
                 await generation.cancel()
@@ -258,33 +353,57 @@ class _Serving:
         """Engine events to frames: several tokens a frame when they come fast, a heartbeat when none come."""
         while True:
             batch = await _next_batch(events, HEARTBEAT_SECONDS)
-            await self._send_pieces([event for event in batch if isinstance(event, Piece)])
-            for event in batch:
-                if isinstance(event, EngineError):
-                    raise event
-                if isinstance(event, Prompted):
-                    await self._begin(service, event.units_in)
-                if isinstance(event, Finished):
-                    await self._say_done(event.finish)
+            for part in _joined(batch):
+                if isinstance(part, EngineError):
+                    raise part
+                if isinstance(part, Prompted):
+                    await self._begin(service, part.units_in)
+                if isinstance(part, Finished):
+                    await self._say_done(part.finish)
                     return
+                if isinstance(part, Piece | Data):
+                    if self._too_long(service, part):
+                        await self._say_done("length")
+                        return
+                    await self._send_part(part)
+                if isinstance(part, Step):
+                    await self._send(Progress(part.done, part.total, part.preview))
             if not batch:
                 await self._heartbeat()
             await trio.sleep(MIN_CHUNK_SECONDS)
 
     async def _begin(self, service: ModelService, units_in: int) -> None:
+        query, request = self._conversation.query, self._conversation.request
+        assert query is not None and request is not None
+        units_in = min(units_in, most_units_in(query, request))  # very sparse sound counts as less
         await self._lane.begin(units_in)
         await self._send(Begin(units_in, self._model, service.section.window))
         self._lane.delivered(self._conversation.delivered)
         await self._grant()
         self._note_stall()
 
-    async def _send_pieces(self, pieces: list[Piece]) -> None:
-        if not pieces:
-            return
-        text = "".join(piece.text for piece in pieces)
-        await self._send(Chunk(self._conversation.chunks, pieces[-1].units_out, text))
+    async def _send_part(self, part: Piece | Data) -> None:
+        index = self._conversation.chunks
+        if isinstance(part, Piece):
+            await self._send(Chunk(index, part.units_out, part.text))
+        else:
+            await self._send(Output(index, part.units_out, part.media_type, part.data))
         self._lane.delivered(self._conversation.delivered)
         self._note_stall()
+
+    def _too_long(self, service: ModelService, part: Piece | Data) -> bool:
+        """True if the answer ends before this part: nothing beyond what was offered is covered. A conversation's engine
+        was told its limit. Raises `Refused` (INVALID_REQUEST) for a picture, which is whole or nothing."""
+        request = self._conversation.request
+        if isinstance(request, ChatRequest):
+            return False
+        data_bytes = self._conversation.delivery.data_bytes + (len(part.data) if isinstance(part, Data) else 0)
+        most = service.max_tokens
+        too_long = part.units_out > most or data_bytes > params.MAX_OUTPUT_BYTES
+        if too_long and isinstance(request, ImagineRequest):
+            reason = f"the picture has {part.units_out} units, this worker makes at most {most}; ask for a smaller one"
+            raise Refused(ErrorCode.INVALID_REQUEST, reason)
+        return too_long
 
     async def _heartbeat(self) -> None:
         """Say that the query lives; give up on one that waits for a voucher for too long."""
@@ -379,6 +498,31 @@ class _Serving:
 def _check_prices(service: ModelService, held: Prices) -> None:
     if held.price_in < service.section.price_in or held.price_out < service.section.price_out:
         raise Refused(ErrorCode.PRICE_CHANGED, "the hold's prices are below the offer in force")
+
+
+def _check_size(request: Request, most: int) -> None:
+    """A picture's size is known before it is made. Raises `Refused` (INVALID_REQUEST)."""
+    if isinstance(request, ImagineRequest):
+        units = picture_units(request.width, request.height, request.steps)
+        if units > most:
+            size = f"{request.width} x {request.height} pixels in {request.steps} steps"
+            reason = f"{size} are {units} units, this worker makes at most {most}; ask for a smaller one or fewer steps"
+            raise Refused(ErrorCode.INVALID_REQUEST, reason)
+
+
+def _joined(batch: Sequence[EngineEvent | EngineError]) -> Iterator[EngineEvent | EngineError]:
+    """The events, pieces that follow each other as one."""
+    text: list[Piece] = []
+    for event in batch:
+        if isinstance(event, Piece):
+            text.append(event)
+            continue
+        if text:
+            yield Piece("".join(piece.text for piece in text), text[-1].units_out)
+            text = []
+        yield event
+    if text:
+        yield Piece("".join(piece.text for piece in text), text[-1].units_out)
 
 
 async def _pump(generation: Generation, send: trio.MemorySendChannel[EngineEvent | EngineError]) -> None:

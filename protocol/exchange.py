@@ -10,7 +10,8 @@ An answer is complete only by `Done`. Text before anything else is a part, to be
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from protocol import params
@@ -20,16 +21,19 @@ from protocol.messages import (
     Accept,
     Begin,
     Cancel,
-    ChatRequest,
     Chunk,
     Done,
     Error,
+    Input,
     Message,
+    Output,
     Pay,
+    Progress,
     Query,
     Refuse,
     Settled,
 )
+from protocol.requests import Delivery, Request, input_bytes, kind_of, media_of, most_units_in, read_request
 
 
 class Role(Enum):
@@ -62,12 +66,16 @@ MOVES: dict[tuple[State, Role, type[Message]], State] = {
     (State.START, _R, Query): State.ASKED,
     (State.ASKED, _W, Accept): State.ACCEPTED,
     (State.ASKED, _W, Refuse): State.ENDED,
+    (State.ASKED, _R, Input): State.ASKED,
     (State.ASKED, _R, Cancel): State.CANCELLING,
     (State.ACCEPTED, _W, Accept): State.ACCEPTED,
     (State.ACCEPTED, _W, Begin): State.RUNNING,
     (State.ACCEPTED, _W, Error): State.SETTLING,
+    (State.ACCEPTED, _R, Input): State.ACCEPTED,
     (State.ACCEPTED, _R, Cancel): State.CANCELLING,
     (State.RUNNING, _W, Chunk): State.RUNNING,
+    (State.RUNNING, _W, Output): State.RUNNING,
+    (State.RUNNING, _W, Progress): State.RUNNING,
     (State.RUNNING, _R, Pay): State.RUNNING,
     (State.RUNNING, _W, Done): State.SETTLING,
     (State.RUNNING, _W, Error): State.SETTLING,
@@ -76,18 +84,21 @@ MOVES: dict[tuple[State, Role, type[Message]], State] = {
     (State.CANCELLING, _W, Refuse): State.ENDED,
     (State.CANCELLING, _W, Begin): State.CANCELLING,
     (State.CANCELLING, _W, Chunk): State.CANCELLING,
+    (State.CANCELLING, _W, Output): State.CANCELLING,
+    (State.CANCELLING, _W, Progress): State.CANCELLING,
     (State.CANCELLING, _R, Pay): State.CANCELLING,
     (State.CANCELLING, _W, Done): State.SETTLING,
     (State.CANCELLING, _W, Error): State.SETTLING,
     (State.SETTLING, _R, Pay): State.SETTLING,
     (State.SETTLING, _R, Cancel): State.SETTLING,  # crossed our last word
+    (State.SETTLING, _R, Input): State.SETTLING,  # the same
     (State.SETTLING, _W, Settled): State.ENDED,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """A point of the answer that a voucher may cover: counts of this query, digest of the text so far."""
+    """A point of the answer that a voucher may cover: counts of this query, digest of text and data so far."""
 
     units_in: int
     units_out: int
@@ -101,10 +112,13 @@ class Conversation:
         self.role = role
         self.state = State.START
         self.query: Query | None = None
+        self.request: Request | None = None  # the query's, None if its payload is none
         self.units_in = 0
         self.units_out = 0
-        self.text_bytes = 0
-        self.chunks = 0
+        self.delivery = Delivery()
+        self.chunks = 0  # and outputs
+        self.inputs = 0
+        self.input_bytes = 0
         self.begun = False
         self._hash = hashlib.sha256()
 
@@ -129,49 +143,88 @@ class Conversation:
         if following is None:
             raise IllegalMove(f"{mover.value} may not send {type(message).__name__} when {self.state.value}")
         if isinstance(message, Query):
-            self.query = message
+            self._ask(message)
+        if isinstance(message, Input):
+            self._input(message)
         if isinstance(message, Begin):
             self._begin(message)
         if isinstance(message, Chunk):
-            self._chunk(message)
+            self._part(message, message.text.encode(), "")
+        if isinstance(message, Output):
+            self._part(message, message.data, message.media_type)
         if isinstance(message, Done):
             self._done(message)
         self.state = following
 
+    @property
+    def inputs_whole(self) -> bool:
+        """True once all bytes of the request's media have come."""
+        return self.request is None or self.input_bytes == input_bytes(self.request)
+
+    def _ask(self, query: Query) -> None:
+        self.query = query
+        with suppress(Refused):  # the worker says so itself
+            self.request = read_request(query)
+
+    def _input(self, part: Input) -> None:
+        declared = input_bytes(self.request) if self.request is not None else 0
+        if part.index != self.inputs or self.input_bytes + len(part.data) > declared:
+            raise IllegalMove(f"input {part.index} with {len(part.data)} bytes after {self.input_bytes} of {declared}")
+        self.inputs += 1
+        self.input_bytes += len(part.data)
+
     def _begin(self, begin: Begin) -> None:
         assert self.query is not None
-        limit = prompt_token_limit(self.query)
+        if self.request is None or not self.inputs_whole:
+            raise IllegalMove("an answer begins once the question is whole")
+        limit = most_units_in(self.query, self.request)
         if begin.units_in > limit:
-            raise IllegalMove(f"{begin.units_in} prompt tokens for a prompt of at most {limit}")
+            raise IllegalMove(f"{begin.units_in} units for a question of at most {limit}")
         if self.begun:
             raise IllegalMove("an answer begins once")
         self.begun = True
         self.units_in = begin.units_in
 
-    def _chunk(self, chunk: Chunk) -> None:
-        if not self.begun or chunk.index != self.chunks:
-            raise IllegalMove(f"chunk {chunk.index}, expected {self.chunks} after a Begin")
-        text = chunk.text.encode()
-        limit = self.text_bytes + len(text) + self._unseen_allowance()
-        if not self.units_out <= chunk.units_out <= limit:
-            raise IllegalMove(f"{chunk.units_out} output tokens after {self.units_out}, for {limit} bytes at most")
+    def _part(self, part: Chunk | Output, content: bytes, media_type: str) -> None:
+        if not self.begun or self.request is None or part.index != self.chunks:
+            raise IllegalMove(f"part {part.index}, expected {self.chunks} after a Begin")
+        delivery = self._with(self.request, content, media_type)
+        limit = kind_of(self.request).most_out(self.request, delivery)
+        if not self.units_out <= part.units_out <= limit:
+            raise IllegalMove(f"{part.units_out} units after {self.units_out}, where at most {limit} can be")
         self.chunks += 1
-        self.units_out = chunk.units_out
-        self.text_bytes += len(text)
-        self._hash.update(text)
+        self.units_out = part.units_out
+        self.delivery = delivery
+        self._hash.update(content)
+
+    def _with(self, request: Request, content: bytes, media_type: str) -> Delivery:
+        """What is delivered once `content` is: text if it has no media type."""
+        before, kind = self.delivery, kind_of(request)
+        if not content:
+            return before
+        if not kind.answers(media_type) or before.media_type not in ("", media_type):
+            raise IllegalMove(f"{media_type or 'text'!r} in the answer to a {kind.name} request")
+        if kind.paid_whole and self.units_out:
+            raise IllegalMove(f"more of what was counted as whole by its {self.units_out} units")
+        if not media_type:
+            return replace(before, text_bytes=before.text_bytes + len(content))
+        data_bytes = before.data_bytes + len(content)
+        if data_bytes > params.MAX_OUTPUT_BYTES:
+            raise IllegalMove(f"an answer has at most {params.MAX_OUTPUT_BYTES} bytes of data")
+        return replace(before, data_bytes=data_bytes, media_type=media_type)
 
     def _done(self, done: Done) -> None:
         if (done.units_in, done.units_out, done.digest) != (self.units_in, self.units_out, self._hash.digest()):
-            raise IllegalMove("Done names other counts or another text than the chunks did")
-
-    def _unseen_allowance(self) -> int:
-        """Tokens that may have given no bytes yet: a held-back stop string, a cut code point, control tokens."""
-        return params.PREFIX_TOKEN_ALLOWANCE + params.MAX_STOP_BYTES
+            raise IllegalMove("Done names other counts or another answer than its parts did")
 
 
-def prompt_token_limit(query: Query) -> int:
-    """The most tokens that this query's prompt can honestly have: a token stands for at least one byte."""
-    return len(query.payload) + len(query.prefix.encode()) + params.PREFIX_TOKEN_ALLOWANCE
+def split_inputs(request: Request, data: bytes) -> tuple[bytes, ...]:
+    """The media of a request out of all their bytes, in the request's order."""
+    parts, start = [], 0
+    for each in media_of(request):
+        parts.append(data[start : start + each.size])
+        start += each.size
+    return tuple(parts)
 
 
 def transcript_hash(previous: bytes, query_id: QueryId, delivered: Delivered) -> bytes:
@@ -190,17 +243,6 @@ def check_query(query: Query) -> None:
         raise Refused(ErrorCode.UNSUPPORTED_FEATURE, f"required features {unknown} are not known here")
     if query.prefix_tokens and not query.prefix:
         raise Refused(ErrorCode.INVALID_REQUEST, "prefix_tokens without a prefix")
-
-
-def check_chat(request: ChatRequest) -> None:
-    """The rules of a $CHAT payload beyond its bounds. Raises `Refused`."""
-    roles = {turn.role for turn in request.turns}
-    if not roles <= {"system", "user", "assistant"}:
-        raise Refused(ErrorCode.INVALID_REQUEST, f"roles are system, user and assistant, not {sorted(roles)}")
-    if request.turns[-1].role == "assistant":
-        raise Refused(ErrorCode.INVALID_REQUEST, "the last message is the assistant's; there is nothing to answer")
-    if not any(turn.text.strip() for turn in request.turns):
-        raise Refused(ErrorCode.INVALID_REQUEST, "the conversation is empty")
 
 
 def is_paid(query: Query) -> bool:

@@ -50,7 +50,8 @@ Thousandths = Annotated[int, Between(0, 1_000_000)]
 Code = Annotated[int, Between(1, 255)]
 Feature = Annotated[int, Between(0, 65_535)]
 Features = Annotated[tuple[Feature, ...], Length(0, params.MAX_FEATURES)]
-Tokens = Annotated[int, Between(0, params.MAX_OUTPUT_TOKENS * 16)]
+Tokens = Annotated[int, Between(0, params.MAX_OUTPUT_TOKENS * 16)]  # or other units of a realm
+MessageNumber = Annotated[int, Between(1, 127)]
 Flag = Annotated[int, Between(0, 1)]
 Witness = Annotated[int, Between(0, params.MAX_WITNESSES - 1)]  # index in genesis
 Balance = Annotated[int, Between(-params.MAX_INTEGER, params.MAX_INTEGER)]  # µcredits; issuers' are negative
@@ -303,12 +304,15 @@ class Envelope(Message):
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What a model runs on. `kind` is "cuda", "mps" or "cpu"; a cpu has 0 of the rest."""
+    """What a model runs on. `kind` is "cuda", "mps", "cpu", or "outer" for a server that does not say; only a card has
+    the rest."""
 
     kind: Annotated[str, Length(1, 16)]
     name: Name
     vram_mib: Count
     compute_capability: Annotated[int, Between(0, 1_000)]  # tenths: 8.9 is 89
+    free_mib: Count = 0  # of vram_mib, when the offer was signed
+    driver: Annotated[str, Length(0, 32)] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +322,7 @@ class ModelOffer:
     realm: Realm
     model: Annotated[str, Length(1, params.MAX_NAME_BYTES)]
     digest: Hash  # sha256 of the weights' file list; NO_HASH where an outer server keeps them
+    requests: Annotated[tuple[MessageNumber, ...], Length(1, params.MAX_REQUEST_KINDS)]  # kinds of payload it takes
     context_tokens: Tokens
     max_output_tokens: Tokens
     device: Device
@@ -373,6 +378,15 @@ class ChatRequest(Message):
     presence_penalty: Annotated[int, Between(0, 4_000)]  # thousandths + 2000; 2000 is none
     seed: Count  # 0: the worker chooses
     stop: Annotated[tuple[Annotated[str, Length(1, params.MAX_STOP_BYTES)], ...], Length(0, params.MAX_STOP_STRINGS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """A picture or sound that belongs to a request. Its bytes follow the query as `Input`s, in the request's order."""
+
+    kind: Annotated[str, Length(1, 16)]  # "image" or "audio"; what it really is, its bytes say
+    size: Annotated[int, Between(1, params.MAX_INPUT_BYTES)]
+    turn: Annotated[int, Between(0, params.MAX_MESSAGES - 1)]  # the turn that shows it; 0 where there are none
 
 
 @message(33)
@@ -472,6 +486,85 @@ class Settled(Message):
     """Worker to requester, last: the final voucher is on disk."""
 
     cumulative: Amount
+
+
+@message(43)
+@dataclass(frozen=True, slots=True)
+class Input(Message):
+    """Requester to worker, after the query: the next bytes of the request's media."""
+
+    index: Count
+    data: Annotated[bytes, Length(1, params.MAX_CHUNK_BYTES)]
+
+
+@message(44)
+@dataclass(frozen=True, slots=True)
+class Output(Message):
+    """Worker to requester: the next bytes of a picture or sound. Counted and paid as a `Chunk` is."""
+
+    index: Count  # one count with the chunks
+    units_out: Tokens
+    media_type: Annotated[str, Length(1, 64)]  # "image/png", "audio/pcm;rate=24000"
+    data: Annotated[bytes, Length(1, params.MAX_CHUNK_BYTES)]
+
+
+@message(45)
+@dataclass(frozen=True, slots=True)
+class Progress(Message):
+    """Worker to requester: how far it is, perhaps with a small picture of it. Nothing is owed for it."""
+
+    done: Count
+    total: Count  # 0: not known
+    preview: Annotated[bytes, Length(0, params.MAX_CHUNK_BYTES)]  # a PNG or JPEG
+
+
+# --- 84-87: payloads of the other realms (spec/04-query.md) -------------------------------------------
+
+
+@message(84)
+@dataclass(frozen=True, slots=True)
+class VisionRequest(ChatRequest):
+    """The payload of a $VISION query: a conversation whose turns show pictures."""
+
+    media: Annotated[tuple[Media, ...], Length(1, params.MAX_INPUTS)]
+
+
+@message(85)
+@dataclass(frozen=True, slots=True)
+class ImagineRequest(Message):
+    """The payload of an $IMAGINE query: one picture from words. A 0 leaves the choice to the worker."""
+
+    prompt: Annotated[str, Length(1, params.MAX_PROMPT_BYTES)]
+    negative_prompt: Annotated[str, Length(0, params.MAX_PROMPT_BYTES)]
+    width: Annotated[int, Between(0, params.MAX_PICTURE_SIDE)]  # pixels
+    height: Annotated[int, Between(0, params.MAX_PICTURE_SIDE)]
+    steps: Annotated[int, Between(0, params.MAX_PICTURE_STEPS)]
+    guidance: Annotated[int, Between(0, 50_000)]  # thousandths
+    seed: Count
+    previews: Flag  # 1: small pictures of the work in progress are welcome
+
+
+@message(86)
+@dataclass(frozen=True, slots=True)
+class TranscribeRequest(Message):
+    """A payload of $SPEECH: sound to text."""
+
+    media: Annotated[tuple[Media, ...], Length(1, 1)]
+    language: Annotated[str, Length(0, 16)]  # "en"; empty: the worker listens for it
+    prompt: Annotated[str, Length(0, params.MAX_PROMPT_BYTES)]  # names and words to expect
+    temperature: Annotated[int, Between(0, 1_000)]  # thousandths
+    timestamps: Flag  # 1: the text is WebVTT
+    translate: Flag  # 1: into English
+
+
+@message(87)
+@dataclass(frozen=True, slots=True)
+class SpeakRequest(Message):
+    """A payload of $SPEECH: text to sound."""
+
+    text: Annotated[str, Length(1, params.MAX_SPOKEN_BYTES)]
+    voice: Name  # empty: the worker's own choice
+    speed: Annotated[int, Between(250, 4_000)]  # thousandths; 1000 is as the voice speaks
 
 
 # --- 48-63: talking to a witness (spec/05-ledger.md) --------------------------------------------------

@@ -15,6 +15,7 @@ from protocol import params
 from protocol.ids import NodeId, RealmId, peer_id, short
 from protocol.messages import ModelOffer
 from protocol.offers import KnownOffer
+from protocol.requests import request_name
 
 TYPICAL_ANSWER_TOKENS = 128  # candidates are compared by the expected time of such an answer
 UNKNOWN_TTFT_MS = 1_000  # a peer nobody has tried: neither trusted nor shunned
@@ -39,6 +40,7 @@ class Requirements:
     max_price_out: int = 0  # µcredits for 1,000 output tokens
     min_context_tokens: int = 0
     worker: str = ""  # a peer id: this worker and no other
+    request: int = 0  # the number of the request's kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +190,11 @@ def _unfit(
         (model.realm != realm, f"realm {realm}", model.realm),
         (bool(wanted.worker) and wanted.worker != peer_id(known.node), f"worker {wanted.worker}", "another worker"),
         (bool(wanted.model) and wanted.model != model.model, f"model {wanted.model}", model.model),
+        (
+            bool(wanted.request) and wanted.request not in model.requests,
+            f"{request_name(wanted.request)} requests",
+            f"{model.model} takes {', '.join(map(request_name, model.requests))}",
+        ),
         (known.expired(now_ms), "an offer that is still valid", "expired"),
         (device.vram_mib < wanted.min_vram_mib, f"{wanted.min_vram_mib} MiB of VRAM", f"{device.vram_mib} MiB"),
         (

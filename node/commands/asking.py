@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,14 +24,14 @@ def ask(options: argparse.Namespace) -> int:
     """One question."""
     text = sys.stdin.read() if options.text == "-" else options.text
     client = NodeClient(data_folder(options.data))
-    turns = [*_system(options), {"role": "user", "content": text}]
+    turns = [*_system(options), {"role": "user", "content": _content(text, options.image)}]
     show = _ignore if options.json else _show
     answer, facts = _converse(client, options, turns, show)
     if options.json:
         print_json({"text": answer, **facts})
     else:
         print()
-        _print_bill(facts)
+        print_bill(facts)
     return 0
 
 
@@ -82,7 +84,7 @@ def _turn(client: NodeClient, options: argparse.Namespace, turns: list[Json], li
         print(f"\nmtor: {error}", file=sys.stderr)
         return turns
     print()
-    _print_bill(facts)
+    print_bill(facts)
     return [*asked, {"role": "assistant", "content": answer}]
 
 
@@ -101,22 +103,43 @@ def _converse(
     return "".join(parts), facts
 
 
+def _content(text: str, pictures: list[Path]) -> str | list[Json]:
+    """A message's content: the text alone, or with the pictures that it is about."""
+    from node.commands.making import read_media
+
+    if not pictures:
+        return text
+    shown = [base64.b64encode(read_media(path)).decode() for path in pictures]
+    urls = [{"type": "image_url", "image_url": {"url": f"data:image/*;base64,{data}"}} for data in shown]
+    return [{"type": "text", "text": text}, *urls]
+
+
 def _body(options: argparse.Namespace, turns: list[Json]) -> Json:
-    wishes: dict[str, Any] = {
-        "worker": options.worker,
-        "min_vram_mib": options.min_vram,
-        "device": options.device,
-        "max_price_out": options.max_price,
-    }
-    body: dict[str, Any] = {
-        "model": options.model,
-        "messages": turns,
-        "max_tokens": options.max_tokens,
-        "temperature": options.temperature,
-        "seed": options.seed,
-        "mtor": {name: value for name, value in wishes.items() if value is not None},
-    }
-    return {name: value for name, value in body.items() if value is not None}
+    return given(
+        model=options.model,
+        messages=turns,
+        max_tokens=options.max_tokens,
+        temperature=options.temperature,
+        seed=options.seed,
+        mtor=wishes(options),
+    )
+
+
+def given(**fields: Any) -> Json:
+    """The fields that were said."""
+    return {name: value for name, value in fields.items() if value not in (None, {}, "")}
+
+
+def wishes(options: argparse.Namespace, *, as_text: bool = False) -> Any:
+    """The `mtor` object of a request, from the flags that all asking verbs have."""
+    said = given(
+        realm=options.realm,
+        worker=options.worker,
+        min_vram_mib=options.min_vram,
+        device=options.device,
+        max_price_out=options.max_price,
+    )
+    return json.dumps(said) if as_text and said else said
 
 
 def _system(options: argparse.Namespace) -> list[Json]:
@@ -141,12 +164,12 @@ def _ignore(text: str) -> None:
     """With --json the text comes at the end."""
 
 
-def _print_bill(facts: Json) -> None:
+def print_bill(facts: Json) -> None:
     """Who answered and what it cost, on standard error so that answers can be piped."""
     from protocol.pricing import format_credits
 
     for share in facts.get("shares", []):
         cost = {"own": "own node", "free": "free lane"}.get(share["lane"]) or format_credits(share["amount"])
         receipt = f", receipt {share['receipt'][:12]}" if share["receipt"] else ""
-        counts = f"{share['units_in']} + {share['units_out']} tokens"
+        counts = f"{share['units_in']} + {share['units_out']} units"
         print(f"  [{share['model']} at …{share['worker'][-8:]}: {counts}, {cost}{receipt}]", file=sys.stderr)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -22,6 +24,10 @@ BROKEN_OFF = "the answer broke off: the node ended"
 
 class NoNode(RuntimeError):
     """No node runs on this data folder."""
+
+
+class UsageError(ValueError):
+    """What was asked for cannot be asked so; the message names the fix."""
 
 
 class NodeRefused(RuntimeError):
@@ -70,8 +76,12 @@ class NodeClient:
 
     def chat(self, body: Json) -> Iterator[Json]:
         """A streamed chat completion's chunks. Raises `NodeRefused`, also for an error in mid-stream."""
+        return self.events("/v1/chat/completions", body | {"stream": True})
+
+    def events(self, path: str, body: Json) -> Iterator[Json]:
+        """The server-sent events of an answer. Raises `NodeRefused`, also for an error in mid-stream."""
         whole = False
-        with self._post("/v1/chat/completions", body | {"stream": True}) as response:
+        with self._post(path, body) as response:
             for line in response:
                 data = line.decode().strip().removeprefix("data: ")
                 if data == "[DONE]":
@@ -80,9 +90,37 @@ class NodeClient:
                     chunk = json.loads(data)
                     if "error" in chunk:
                         raise NodeRefused(502, chunk["error"]["message"])
+                    whole = whole or chunk.get("type", "").endswith((".completed", "audio.done"))
                     yield chunk
         if not whole:
             raise NodeRefused(502, BROKEN_OFF)
+
+    def download(self, path: str, body: Json) -> Iterator[bytes]:
+        """The bytes of an answer as they come. Raises `NodeRefused`, also if it breaks off."""
+        with self._post(path, body) as response:
+            while data := response.read1(65_536):
+                yield data
+
+    def form(self, path: str, fields: dict[str, str], name: str, file: bytes) -> bytes:
+        """Send a form with a file; the whole answer. Raises `NodeRefused` or `NoNode`."""
+        boundary = secrets.token_hex(16)
+        parts = [
+            f'--{boundary}\r\nContent-Disposition: form-data; name="{field}"\r\n\r\n{value}\r\n'.encode()
+            for field, value in fields.items()
+        ]
+        shown = re.sub(r"[^\w. -]", "_", name)
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{shown}"\r\n\r\n'
+        body = b"".join([*parts, head.encode(), file, f"\r\n--{boundary}--\r\n".encode()])
+        with self._send("POST", path, body, f"multipart/form-data; boundary={boundary}") as response:
+            if response.status != 200:
+                raise NodeRefused(response.status, _message(response))
+            return response.read()
+
+    @staticmethod
+    def parsed(body: bytes) -> Json:
+        """A JSON answer."""
+        answer: Json = json.loads(body)
+        return answer
 
     @contextmanager
     def _post(self, path: str, body: Json) -> Iterator[http.client.HTTPResponse]:
@@ -93,10 +131,12 @@ class NodeClient:
             yield response
 
     @contextmanager
-    def _send(self, method: str, path: str, body: str | None = None) -> Iterator[http.client.HTTPResponse]:
+    def _send(
+        self, method: str, path: str, body: str | bytes | None = None, kind: str = "application/json"
+    ) -> Iterator[http.client.HTTPResponse]:
         """Whatever answer comes, to be read in the block."""
         parts = urlsplit(self.url)
-        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": kind}
         with closing(http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=self._timeout)) as line:
             try:
                 line.request(method, path, body, headers)

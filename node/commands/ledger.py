@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 from node.commands.asking_node import call, stream
-from node.commands.client import Json
+from node.commands.client import Json, UsageError
 from node.commands.screen import print_facts, print_json, print_table, printable, progress_shown, strong
 from node.ledger_words import PARTS, line_words, receipt_words, tail, when, why_lines
 from protocol.ids import FederationId
@@ -18,10 +18,6 @@ from protocol.pricing import format_credits
 OK, WRONG = 0, 1
 
 _HEX = frozenset("0123456789abcdefABCDEF")
-
-
-class UsageError(Exception):
-    """The command was given what it cannot use; the message names the fix."""
 
 
 def balance(options: argparse.Namespace) -> int:

@@ -17,8 +17,8 @@ from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING, Any
 
 from node.commands.asking_node import call, stream
-from node.commands.client import Json
-from node.commands.ledger import OK, WRONG, UsageError, demanded, print_report
+from node.commands.client import Json, UsageError
+from node.commands.ledger import OK, WRONG, demanded, print_report
 from node.commands.screen import print_json, printable, progress_shown
 from node.ledger_export import FIRST_LINE, ExportError, ExportFile, open_export
 from node.ledger_proving import proven_json

@@ -147,7 +147,7 @@ def _without_node(data: Path, config: Path | None) -> Json:
     idle = {"loaded": False, "where": "", "planned_mib": 0, "context": 0, "pinned": False, "busy": 0, "queued": 0}
     models = [
         {"model": need.model, **idle, "idle_seconds": 0, "problem": "", "fits": fits(need, space)}
-        for section in loaded.realms
+        for section in loaded.local_models
         for need in (need_of(section, store.find(section.model)),)
     ]
     facts: Json = {"about": cards.about, "cards": describe(cards, ()), "cpu_mib": space.cpu_mib, "models": models}

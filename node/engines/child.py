@@ -4,34 +4,29 @@ Rule: commands come in on stdin, events go out on stdout, both as frames of msgp
 written to that pipe. Commands are looked at between tokens. When stdin ends, the parent is gone, and this process
 ends with it.
 
-    python -m node.engines.child FOLDER DEVICE THREADS SLOTS
+    python -m node.engines.child ENGINE FOLDER DEVICE THREADS SLOTS OPTIONS   (OPTIONS is a JSON object)
 """
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import signal
 import sys
 import threading
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import islice
+from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgpack
 
-from node.engines.port import EngineError, EngineEvent, Finished, Piece, Prompted
-from node.engines.torch_chat import ChatModel, Sequence
-from protocol.codec import decode_as
-from protocol.errors import ErrorCode
+from node.engines.backend import Batch, BatchEvent, failure, load_batch
+from node.engines.port import EVENT_NAMES, PIPE_FRAME_BYTES, EngineError
+from protocol.codec import decode
 from protocol.framing import FrameReader, frame
-from protocol.messages import ChatRequest
-from protocol.params import MAX_FRAME_BYTES
-
-PIPE_FRAME_BYTES = 2 * MAX_FRAME_BYTES  # a payload and a prefix, each within the wire's limit
+from protocol.messages import NUMBERS
 
 
 class Pipe:
@@ -47,27 +42,24 @@ class Pipe:
 
 
 class Loop:
-    """Runs sequences in turn, one step each, and obeys commands in between. The oldest `slots` of them run."""
+    """Has the backend work a step at a time, and obeys commands in between."""
 
-    def __init__(self, model: ChatModel, slots: int, pipe: Pipe, commands: queue.Queue[list[Any]]) -> None:
-        self._model = model
-        self._slots = slots
+    def __init__(self, batch: Batch, pipe: Pipe, commands: queue.Queue[list[Any]]) -> None:
+        self._batch = batch
         self._pipe = pipe
         self._commands = commands
-        self._sequences: dict[int, Sequence] = {}
         self._handlers: dict[str, Callable[..., None]] = {
             "generate": self._generate,
-            "grant": self._grant,
-            "cancel": self._cancel,
+            "grant": batch.grant,
+            "cancel": batch.cancel,
         }
 
     def run(self) -> None:
         """For ever; the process ends when the parent does."""
         while True:
-            runnable = [key for key, sequence in islice(self._sequences.items(), self._slots) if sequence.runnable]
-            self._obey(wait=not runnable)
-            for key in runnable:
-                self._step(key)
+            self._obey(wait=not self._batch.runnable)
+            if self._batch.runnable:
+                self._step()
 
     def _obey(self, *, wait: bool) -> None:
         while wait or not self._commands.empty():
@@ -75,68 +67,34 @@ class Loop:
             self._handlers[name](*arguments)
             wait = False
 
-    def _generate(self, key: int, payload: bytes, prefix: str) -> None:
-        with self._reported(key):
-            sequence = Sequence(self._model, decode_as(ChatRequest, payload), prefix)
-            self._sequences[key] = sequence
-            self._send(key, sequence.begin())
+    def _generate(self, key: int, payload: bytes, prefix: str, inputs: list[bytes]) -> None:
+        try:
+            prompted = self._batch.begin(key, decode(payload), prefix, inputs)
+        except EngineError as error:
+            self._send(key, error)
+        except Exception as error:
+            self._send(key, failure(error, self._batch.facts.device))
+        else:
+            if prompted is not None:
+                self._send(key, prompted)
 
-    def _grant(self, key: int, total: int) -> None:
-        if key in self._sequences:
-            self._sequences[key].grant(total)
+    def _step(self) -> None:
+        """What escapes here concerns no single query: the process ends, and the parent starts another."""
+        events = self._batch.step()
+        for key, event in events:
+            self._send(key, event)
+        if not events:
+            self._pipe.send("alive")
 
-    def _cancel(self, key: int) -> None:
-        if key in self._sequences:
-            self._sequences[key].cancel()
-            self._step(key)  # at once: it may be waiting behind the slots
-
-    def _step(self, key: int) -> None:
-        sequence = self._sequences.get(key)
-        if sequence is None:
-            return
-        with self._reported(key):
-            events = list(sequence.step())
-            for event in events:
-                self._send(key, event)
-            if not events:
-                self._pipe.send("alive")
-            if sequence.finished:
-                del self._sequences[key]
-
-    def _send(self, key: int, event: EngineEvent) -> None:
+    def _send(self, key: int, event: BatchEvent) -> None:
         self._pipe.send(*_event_frame(key, event))
 
-    @contextmanager
-    def _reported(self, key: int) -> Iterator[None]:
-        """One query's error is reported and costs no other query, unless the process is no longer sound."""
-        try:
-            yield
-        except EngineError as error:
-            self._fail(key, error.code, error.message)
-        except Exception as error:
-            print(f"a query failed: {_where(error)}", file=sys.stderr, flush=True)
-            if isinstance(error, MemoryError) or self._model.device.type != "cpu":
-                raise SystemExit(1) from None  # memory is short, or the card may be in any state: start afresh
-            self._fail(key, ErrorCode.ENGINE_FAILED, f"{type(error).__name__} in the model")
 
-    def _fail(self, key: int, code: ErrorCode, message: str) -> None:
-        self._sequences.pop(key, None)
-        self._pipe.send("failed", key, int(code), message)
-
-
-def _where(error: Exception) -> str:
-    """Kind and place. Not the message: it may hold what somebody wrote."""
-    frame_summary = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} at {frame_summary.filename}:{frame_summary.lineno}"
-
-
-def _event_frame(key: int, event: EngineEvent) -> tuple[Any, ...]:
-    if isinstance(event, Prompted):
-        return ("prompted", key, event.units_in)
-    if isinstance(event, Piece):
-        return ("piece", key, event.text, event.units_out)
-    assert isinstance(event, Finished)
-    return ("finished", key, event.finish, event.units_in, event.units_out)
+def _event_frame(key: int, event: BatchEvent) -> tuple[Any, ...]:
+    """An event as `node.engines.process` reads it."""
+    if isinstance(event, EngineError):
+        return ("failed", key, int(event.code), event.message)
+    return (EVENT_NAMES[type(event)], key, *astuple(event))
 
 
 def _read_commands(stream: BinaryIO, commands: queue.Queue[list[Any]]) -> None:
@@ -149,19 +107,7 @@ def _read_commands(stream: BinaryIO, commands: queue.Queue[list[Any]]) -> None:
     os._exit(0)
 
 
-def _memory_mib(model: ChatModel) -> int:
-    """What the model takes: of the card, or of this process's memory; 0 where the platform does not say."""
-    if model.device.type == "cuda":
-        return model.card_memory_mib()
-    try:
-        import resource
-    except ImportError:
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak // 2**20 if sys.platform == "darwin" else peak // 2**10
-
-
-def main(folder: str, device: str, threads: str, slots: str, arithmetic: str) -> None:
+def main(engine: str, folder: str, device: str, threads: str, slots: str, options: str) -> None:
     """Load, say so, serve."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal reaches us too; the parent decides
     pipe = Pipe(os.fdopen(os.dup(sys.stdout.fileno()), "wb"))
@@ -169,14 +115,14 @@ def main(folder: str, device: str, threads: str, slots: str, arithmetic: str) ->
     commands: queue.Queue[list[Any]] = queue.Queue()
     threading.Thread(target=_read_commands, args=(sys.stdin.buffer, commands), daemon=True).start()
     try:
-        model = ChatModel(Path(folder), device, int(threads), arithmetic)
+        batch = load_batch(engine, Path(folder), device, int(threads), int(slots), json.loads(options))
     except Exception as error:
         pipe.send("broken", f"{type(error).__name__}: {error}")
         raise SystemExit(1) from error
-    about = model.describe_device()
-    facts = (about.kind, about.name, about.vram_mib, about.compute_capability)
-    pipe.send("loaded", model.context_tokens, *facts, _memory_mib(model))
-    Loop(model, int(slots), pipe, commands).run()
+    facts = batch.facts
+    numbers = [NUMBERS[request] for request in facts.requests]
+    pipe.send("loaded", facts.context_tokens, astuple(facts.device), facts.memory_mib, numbers)
+    Loop(batch, pipe, commands).run()
 
 
 if __name__ == "__main__":

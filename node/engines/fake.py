@@ -1,21 +1,47 @@
 """An engine without a model, for tests and load drivers.
 
 Rule: deterministic and honest about counts: token number n of the answer to a question is always the same, a
-continuation goes on exactly where the prefix ends, and grants and cancels are obeyed as by a real one.
+continuation goes on exactly where the prefix ends, and grants and cancels are obeyed as by a real one. Pictures and
+sounds are bytes that say what they were made from.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
 
-from node.engines.port import EngineError, EngineEvent, EngineStats, Finished, ModelInfo, Piece, Prompted, check_roles
+from node.engines.port import (
+    Data,
+    EngineError,
+    EngineEvent,
+    EngineStats,
+    Finished,
+    ModelInfo,
+    Piece,
+    Prompted,
+    Step,
+    check_roles,
+)
 from protocol.errors import ErrorCode
-from protocol.messages import ChatRequest, Device
+from protocol.messages import (
+    NUMBERS,
+    ChatRequest,
+    Device,
+    ImagineRequest,
+    Message,
+    SpeakRequest,
+    TranscribeRequest,
+    VisionRequest,
+)
+from protocol.params import MAX_CHUNK_BYTES
+from protocol.requests import Request, picture_units
 
+ALL_KINDS = (ChatRequest, VisionRequest, ImagineRequest, TranscribeRequest, SpeakRequest)
+PICTURE_BYTES = 150_000  # more than fits one message
+TENTH = bytes(4_800)  # of a second of sound at 24 kHz
 WORDS = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliet")
 ANSWER_TOKENS = 40  # a natural end, when the request allows that much
 
@@ -30,12 +56,19 @@ def fake_answer(tokens: int) -> str:
     return "".join(fake_token(index) for index in range(tokens))
 
 
+def fake_picture(request: ImagineRequest) -> bytes:
+    """The "picture" of a request."""
+    about = f"picture of {request.prompt} with seed {request.seed}\n".encode()
+    return (about * (PICTURE_BYTES // len(about) + 1))[:PICTURE_BYTES]
+
+
 @dataclass
 class FakeGeneration:
     """One answer."""
 
-    request: ChatRequest
+    request: Request
     prefix: str
+    inputs: Sequence[bytes]
     seconds_per_token: float
     crash_after: int | None
     granted: int = 0
@@ -44,26 +77,11 @@ class FakeGeneration:
     def __post_init__(self) -> None:
         self._moved = trio.Event()
 
-    async def events(self) -> AsyncGenerator[EngineEvent, None]:
+    def events(self) -> AsyncGenerator[EngineEvent, None]:
         """See `Generation`."""
-        check_roles(self.request)
-        units_in = sum(len(turn.text.split()) + 1 for turn in self.request.turns) + len(self.prefix.split())
-        yield Prompted(units_in)
-        first = self.prefix.count(" ")
-        limit = min(self.request.max_tokens or ANSWER_TOKENS, max(0, ANSWER_TOKENS - first))
-        finish = "stop" if first + limit >= ANSWER_TOKENS else "length"
-        produced = 0
-        while produced < limit and not self.cancelled:
-            if produced >= self.granted:
-                await self._moved.wait()
-                self._moved = trio.Event()
-                continue
-            await trio.sleep(self.seconds_per_token)
-            if self.crash_after is not None and produced >= self.crash_after:
-                raise EngineError(ErrorCode.ENGINE_FAILED, "the engine crashed")
-            produced += 1
-            yield Piece(fake_token(first + produced - 1), produced)
-        yield Finished("cancelled" if self.cancelled else finish, units_in, produced)
+        kinds: dict[type[Message], Callable[[], AsyncGenerator[EngineEvent, None]]]
+        kinds = {ImagineRequest: self._paint, SpeakRequest: self._speak}
+        return kinds.get(type(self.request), self._write)()
 
     async def grant(self, total_units_out: int) -> None:
         """See `Generation`."""
@@ -75,14 +93,79 @@ class FakeGeneration:
         self.cancelled = True
         self._moved.set()
 
+    async def _write(self) -> AsyncGenerator[EngineEvent, None]:
+        units_in = self._units_in()
+        yield Prompted(units_in)
+        first = self.prefix.count(" ")
+        wanted = self.request.max_tokens if isinstance(self.request, ChatRequest) else 0
+        limit = min(wanted or ANSWER_TOKENS, max(0, ANSWER_TOKENS - first))
+        finish = "stop" if first + limit >= ANSWER_TOKENS else "length"
+        produced = 0
+        while produced < limit and await self._may_go_on(produced):
+            produced += 1
+            yield Piece(fake_token(first + produced - 1), produced)
+        yield Finished("cancelled" if self.cancelled else finish, units_in, produced)
+
+    def _units_in(self) -> int:
+        if isinstance(self.request, TranscribeRequest):
+            return len(self.inputs[0]) // 3_200 + 1
+        assert isinstance(self.request, ChatRequest)
+        check_roles(self.request)
+        words = sum(len(turn.text.split()) + 1 for turn in self.request.turns) + len(self.prefix.split())
+        return words + len(self.inputs)
+
+    async def _paint(self) -> AsyncGenerator[EngineEvent, None]:
+        assert isinstance(self.request, ImagineRequest)
+        yield Prompted(0)
+        for step in range(4):
+            if not await self._may_go_on(-1, step):
+                yield Finished("cancelled", 0, 0)
+                return
+            yield Step(step + 1, 4, b"preview" if self.request.previews else b"")
+        picture = fake_picture(self.request)
+        units = picture_units(self.request.width or 64, self.request.height or 64, self.request.steps or 4)
+        for start in range(0, len(picture), MAX_CHUNK_BYTES):
+            last = start + MAX_CHUNK_BYTES >= len(picture)
+            yield Data("image/png", picture[start : start + MAX_CHUNK_BYTES], units if last else 0)
+        yield Finished("stop", 0, units)
+
+    async def _speak(self) -> AsyncGenerator[EngineEvent, None]:
+        assert isinstance(self.request, SpeakRequest)
+        units_in = len(self.request.text.encode())
+        yield Prompted(units_in)
+        spoken = 0
+        while spoken < units_in and await self._may_go_on(spoken):
+            spoken += 1
+            yield Data("audio/pcm;rate=24000", TENTH, spoken)
+        yield Finished("cancelled" if self.cancelled else "stop", units_in, spoken)
+
+    async def _may_go_on(self, produced: int, done: int | None = None) -> bool:
+        """Wait for the grant and for the time of one unit; False once cancelled. Crashes when told to."""
+        while produced >= self.granted and not self.cancelled:
+            await self._moved.wait()
+            self._moved = trio.Event()
+        if self.cancelled:
+            return False
+        await trio.sleep(self.seconds_per_token)
+        if self.crash_after is not None and (produced if done is None else done) >= self.crash_after:
+            raise EngineError(ErrorCode.ENGINE_FAILED, "the engine crashed")
+        return True
+
 
 class FakeEngine:
-    """The `Engine` port. `crash_after`: the next answers fail after so many tokens."""
+    """The `Engine` port. `crash_after`: the next answers fail after so many tokens. `requests`: the kinds it takes."""
 
-    def __init__(self, name: str = "fake", seconds_per_token: float = 0.0, crash_after: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str = "fake",
+        seconds_per_token: float = 0.0,
+        crash_after: int | None = None,
+        requests: Sequence[type[Message]] = (ChatRequest,),
+    ) -> None:
         self.name = name
         self.seconds_per_token = seconds_per_token
         self.crash_after = crash_after
+        self.requests = tuple(NUMBERS[request] for request in requests)
         self.ready = True
         self.running = 0
         self.cancelled = 0
@@ -90,16 +173,18 @@ class FakeEngine:
     @property
     def info(self) -> ModelInfo:
         """See `Engine`."""
-        return ModelInfo(self.name, bytes(32), 4_096, Device("cpu", "fake", 0, 0), 1)
+        return ModelInfo(self.name, bytes(32), 4_096, Device("cpu", "fake", 0, 0), 1, self.requests)
 
     def stats(self) -> EngineStats:
         """See `Engine`."""
         return EngineStats(self.running, 0.0, 0, 1)
 
     @asynccontextmanager
-    async def generate(self, request: ChatRequest, prefix: str) -> AsyncIterator[FakeGeneration]:
+    async def generate(
+        self, request: Request, prefix: str, inputs: Sequence[bytes] = ()
+    ) -> AsyncIterator[FakeGeneration]:
         """See `Engine`."""
-        generation = FakeGeneration(request, prefix, self.seconds_per_token, self.crash_after)
+        generation = FakeGeneration(request, prefix, inputs, self.seconds_per_token, self.crash_after)
         self.running += 1
         try:
             yield generation

@@ -6,13 +6,15 @@ never produces more tokens than were granted, and stops at the next token when c
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from protocol import params
 from protocol.errors import ErrorCode
 from protocol.messages import ChatRequest, Device
+from protocol.requests import Request
 
 
 class EngineError(Exception):
@@ -39,9 +41,10 @@ class ModelInfo:
 
     name: str
     digest: bytes  # 32 bytes
-    context_tokens: int
+    context_tokens: int  # 0 where a realm has no such thing
     device: Device
     memory_mib: int
+    requests: tuple[int, ...]  # message numbers of the requests that it answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,25 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Data:
+    """The next bytes of a picture or sound. `units_out` as in `Piece`; a picture's come with its last bytes, so that
+    nothing is owed for half a picture."""
+
+    media_type: str  # "image/png", "audio/pcm;rate=24000": one channel, 16 bits, little endian
+    data: bytes  # at most MAX_CHUNK_BYTES
+    units_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How far a long piece of work is. `total` 0: not known. `preview` is a small PNG or JPEG, or empty."""
+
+    done: int
+    total: int
+    preview: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """Last event. `finish` is "stop", "length" or "cancelled"."""
 
@@ -68,7 +90,18 @@ class Finished:
     units_out: int
 
 
-EngineEvent = Prompted | Piece | Finished
+EngineEvent = Prompted | Piece | Data | Step | Finished
+
+EVENT_NAMES: dict[type[EngineEvent], str] = {
+    Prompted: "prompted",
+    Piece: "piece",
+    Data: "data",
+    Step: "step",
+    Finished: "finished",
+}  # on the pipe between a node and its engine's process
+
+# A payload and a prefix, each within the wire's limit, and the media beside them.
+PIPE_FRAME_BYTES = 2 * params.MAX_FRAME_BYTES + params.MAX_INPUT_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +118,8 @@ class Generation(Protocol):
     """One answer in the making."""
 
     def events(self) -> AsyncGenerator[EngineEvent, None]:
-        """Events in order: Prompted, Piece*, Finished. Raises `EngineError`; a crash is ENGINE_FAILED."""
+        """Events in order: Prompted, then pieces, data and steps, then Finished. Raises `EngineError`; a crash is
+        ENGINE_FAILED."""
 
     async def grant(self, total_units_out: int) -> None:
         """Allow output up to this many tokens in all. Before the first grant only the prompt is processed.
@@ -109,5 +143,8 @@ class Engine(Protocol):
     def stats(self) -> EngineStats:
         """Figures of now."""
 
-    def generate(self, request: ChatRequest, prefix: str) -> AbstractAsyncContextManager[Generation]:
-        """Begin an answer that continues `prefix`. Leaving the context cancels what still runs."""
+    def generate(
+        self, request: Request, prefix: str, inputs: Sequence[bytes] = ()
+    ) -> AbstractAsyncContextManager[Generation]:
+        """Begin an answer that continues `prefix`. `inputs` are the bytes of the request's media. Leaving the context
+        cancels what still runs."""

@@ -2,19 +2,20 @@
 
 Rule: whatever happens to the child (a crash, a kill, a hang) costs the queries that ran in it and nothing else: they
 fail with ENGINE_FAILED, the child is started again with growing pauses, and the node stays up. Ending the process
-gives all of its memory back at once.
+gives all of its memory back at once: that is how a model leaves a card to its owner, and to other models.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,20 +24,30 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 import trio
 
-from node.engines.port import EngineError, EngineEvent, EngineStats, Finished, ModelInfo, Piece, Prompted
+from node.engines.frames import read_event, read_frame
+from node.engines.port import (
+    PIPE_FRAME_BYTES,
+    Data,
+    EngineError,
+    EngineEvent,
+    EngineStats,
+    Finished,
+    ModelInfo,
+    Piece,
+    Prompted,
+)
 from node.nurseries import one_error
 from protocol.codec import encode
 from protocol.errors import ErrorCode, Malformed
 from protocol.framing import FrameReader, frame
-from protocol.messages import ChatRequest, Device
-from protocol.params import MAX_FRAME_BYTES
+from protocol.messages import Device
+from protocol.requests import Request
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
 
 log = logging.getLogger("mtor.engine")
 
-PIPE_FRAME_BYTES = 2 * MAX_FRAME_BYTES
 FIRST_RESTART_SECONDS = 0.5
 MOST_RESTART_SECONDS = 60.0
 HANG_SECONDS = 60.0  # without a sign of life while there is work; one step (a token, 256 of a prompt) is far shorter
@@ -55,6 +66,27 @@ class ModelFolder:
     name: str
     path: Path
     digest: bytes
+    engine: str = "torch-chat"  # of `node.engines.backend.BACKENDS`
+    realm: str = "$CHAT"  # what it is made for
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where a child runs. `device` is auto, cpu or cuda."""
+
+    device: str = "auto"
+    environment: Mapping[str, str] = field(default_factory=dict)  # which card it sees
+    options: Mapping[str, str] = field(default_factory=dict)  # of the engine, over those that it has
+    declared: Device | None = None  # what is said of the device instead of what the child finds
+
+
+@dataclass(eq=False)
+class _Resuming:
+    """Somebody who waits until a child is loaded."""
+
+    settled: trio.Event = field(default_factory=trio.Event)
+    loaded: bool = False
+    failure: EngineStartError | None = None
 
 
 @dataclass(eq=False)
@@ -129,17 +161,27 @@ class ProcessEngine:
         threads: int = 0,
         slots: int = 64,
         hang_seconds: float = HANG_SECONDS,
-        arithmetic: str = "auto",
+        options: Mapping[str, str] | None = None,
     ) -> None:
+        """`options` are the engine's own, such as `arithmetic` of torch-chat."""
         self._model = model
-        self._command = [sys.executable, "-m", "node.engines.child", str(model.path), device, str(threads), str(slots)]
-        self._command.append(arithmetic)
+        self._threads = threads
+        self._slots = slots
+        self._options = dict(options or {})
+        self._seat = Seat(device)
         self._hang_seconds = hang_seconds
         self._child: _Child | None = None
         self._info: ModelInfo | None = None
         self._keys = 0
         self._restarts = 0
         self._speed = 0.0
+        self._awake = trio.Event()  # replaced by `suspend`
+        self._awake.set()
+        self._gone = trio.Event()  # set while there is no child
+        self._gone.set()
+        self._life: trio.CancelScope | None = None
+        self._resuming: _Resuming | None = None
+        self._process_id: int | None = None
 
     # --- the port ------------------------------------------------------------------------------------
 
@@ -160,6 +202,11 @@ class ProcessEngine:
         """The child's process id, None while it is being started."""
         return self._child.process.pid if self._child else None
 
+    @property
+    def process_id(self) -> int | None:
+        """The child's process id from its first moment to its last."""
+        return self._process_id
+
     def stats(self) -> EngineStats:
         """See `Engine`."""
         running = len(self._child.generations) if self._child else 0
@@ -167,7 +214,9 @@ class ProcessEngine:
         return EngineStats(running, self._speed, self._restarts, memory)
 
     @asynccontextmanager
-    async def generate(self, request: ChatRequest, prefix: str) -> AsyncIterator[ProcessGeneration]:
+    async def generate(
+        self, request: Request, prefix: str, inputs: Sequence[bytes] = ()
+    ) -> AsyncIterator[ProcessGeneration]:
         """See `Engine`."""
         child = self._child
         if child is None:
@@ -178,22 +227,66 @@ class ProcessEngine:
         generation = ProcessGeneration(self._keys, child, send, receive)
         child.generations[generation.key] = generation
         try:
-            await child.command("generate", generation.key, encode(request), prefix)
+            await child.command("generate", generation.key, encode(request), prefix, list(inputs))
             yield generation
         finally:
             child.generations.pop(generation.key, None)
             with trio.CancelScope(shield=True):
                 await generation.cancel()
 
+    # --- leaving and coming back -----------------------------------------------------------------------
+
+    @property
+    def loaded_before(self) -> bool:
+        """True once `info` is known."""
+        return self._info is not None
+
+    async def suspend(self) -> None:
+        """End the child at once and start none until `resume`; returns when it is gone and its memory is free. Answers
+        in the making fail with PAUSED."""
+        if self._awake.is_set():
+            self._awake = trio.Event()
+        if self._life is not None:
+            self._life.cancel()
+        await self._gone.wait()
+
+    async def resume(self, seat: Seat | None = None) -> None:
+        """Start a child, on `seat` if one is given; returns once it is loaded. Raises `EngineStartError` if it cannot
+        be. After that, and when it is cancelled, the engine is suspended again."""
+        self._seat = seat or self._seat
+        resuming = self._resuming = _Resuming()
+        self._awake.set()
+        try:
+            await resuming.settled.wait()
+        finally:
+            self._resuming = None
+            if not resuming.loaded:
+                with trio.CancelScope(shield=True):
+                    await self.suspend()
+        if resuming.failure is not None:
+            raise resuming.failure
+
     # --- the service ---------------------------------------------------------------------------------
 
     async def run(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep a child running; started when the model is loaded. Raises `EngineStartError` if it never loads."""
+        """Keep a child running; started when the model is loaded, or at once if the engine is suspended. Raises
+        `EngineStartError` if it never loads, unless that is told to who called `resume`."""
         pause = FIRST_RESTART_SECONDS
+        if not self._awake.is_set():
+            task_status.started()
+            task_status = trio.TASK_STATUS_IGNORED
         while True:
+            await self._awake.wait()
             began = time.monotonic()
-            with one_error():
-                await self._one_life(task_status if self._info is None else trio.TASK_STATUS_IGNORED)
+            self._gone = trio.Event()
+            try:
+                with self._failing(), one_error(), trio.CancelScope() as self._life:
+                    await self._one_life(task_status if self._info is None else trio.TASK_STATUS_IGNORED)
+            finally:
+                self._life = None
+                self._gone.set()
+            if not self._awake.is_set():
+                continue
             if time.monotonic() - began > MOST_RESTART_SECONDS:
                 pause = FIRST_RESTART_SECONDS
             self._restarts += 1
@@ -201,12 +294,29 @@ class ProcessEngine:
             await trio.sleep(pause)
             pause = min(pause * 2, MOST_RESTART_SECONDS)
 
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """A child that does not load is told to who waits for it."""
+        try:
+            yield
+        except EngineStartError as error:
+            if self._resuming is None:
+                raise
+            self._awake = trio.Event()
+            self._resuming.failure = error
+            self._resuming.settled.set()
+
     async def _one_life(self, task_status: TaskStatus[None]) -> None:
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        process = await trio.lowlevel.open_process(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-        )
+        seat = self._seat
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **seat.environment}
+        command = [sys.executable, "-m", "node.engines.child", self._model.engine, str(self._model.path), seat.device]
+        command += [str(self._threads), str(self._slots), json.dumps(self._options | dict(seat.options))]
+        with trio.CancelScope(shield=True):  # a process that is started is known here
+            process = await trio.lowlevel.open_process(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+            )
         child = _Child(process)
+        self._process_id = process.pid
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_log_stderr, process)
@@ -217,48 +327,60 @@ class ProcessEngine:
             self._child = None
             self._fail_all(child)
             await _end(process)
+            self._process_id = None
 
     async def _listen(self, child: _Child, task_status: TaskStatus[None]) -> None:
         """Take the child's frames until its end."""
         reader = FrameReader(PIPE_FRAME_BYTES)
         assert child.process.stdout is not None
-        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, Malformed):
+        try:
             async for data in child.process.stdout:
                 reader.receive_data(data)
                 while (payload := reader.next_frame()) is not None:
                     child.heard_at = time.monotonic()
-                    self._take(child, msgpack.unpackb(payload), task_status)
-        if self._info is None:
+                    self._take(child, *read_frame(payload), task_status)
+        except Malformed as error:
+            log.error("engine of %s speaks garbage (%s); it is ended", self._model.name, error)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        if self._must_load(child):
             raise EngineStartError(f"the engine of {self._model.name} ended before it was loaded; see the log")
 
-    def _take(self, child: _Child, parts: list[Any], task_status: TaskStatus[None]) -> None:
-        name, *values = parts
+    def _take(self, child: _Child, name: str, values: list[Any], task_status: TaskStatus[None]) -> None:
         if name == "loaded":
-            self._loaded(child, *values)
+            try:
+                self._loaded(child, *values)
+            except TypeError:
+                raise Malformed("a loaded frame has other fields") from None
             task_status.started()
         if name == "broken":
-            if self._info is None:
+            if self._must_load(child):
                 raise EngineStartError(f"{self._model.name} cannot be loaded: {values[0]}")
             log.error("%s cannot be loaded again: %s", self._model.name, values[0])
-        event = _event(name, values)
-        generation = child.generations.get(values[0]) if event is not None else None
-        if generation is not None and event is not None:
-            self._note(child, generation, event)
-            generation.send.send_nowait(event)
+        keyed = read_event(name, values)
+        generation = child.generations.get(keyed[0]) if keyed is not None else None
+        if generation is not None and keyed is not None:
+            self._note(child, generation, keyed[1])
+            generation.send.send_nowait(keyed[1])
 
-    def _loaded(
-        self, child: _Child, context: int, kind: str, device: str, vram: int, capability: int, mib: int
-    ) -> None:
-        about = Device(kind, device, vram, capability)
-        self._info = ModelInfo(self._model.name, self._model.digest, context, about, mib)
+    def _loaded(self, child: _Child, context: int, device: list[Any], mib: int, requests: list[int]) -> None:
+        about = self._seat.declared or Device(*device)
+        self._info = ModelInfo(self._model.name, self._model.digest, context, about, mib, tuple(requests))
         self._child = child
         child.loaded = True
-        log.info("%s is loaded on %s (%s)", self._model.name, kind, device)
+        if self._resuming is not None:
+            self._resuming.loaded = True
+            self._resuming.settled.set()
+        log.info("%s is loaded on %s (%s)", self._model.name, about.kind, about.name)
+
+    def _must_load(self, child: _Child) -> bool:
+        """Is there somebody to tell that this child did not load?"""
+        return not child.loaded and (self._info is None or self._resuming is not None)
 
     def _note(self, child: _Child, generation: ProcessGeneration, event: EngineEvent | EngineError) -> None:
         """Keep count: what was produced, and how fast."""
-        generation.prompted = True
-        if isinstance(event, Piece):
+        generation.prompted = generation.prompted or isinstance(event, Prompted)
+        if isinstance(event, Piece | Data):
             generation.first_at = generation.first_at or time.monotonic()
             generation.produced = event.units_out
         if isinstance(event, Finished | EngineError):
@@ -282,9 +404,12 @@ class ProcessEngine:
                 return
 
     def _fail_all(self, child: _Child) -> None:
+        why = (ErrorCode.ENGINE_FAILED, "the engine crashed")
+        if not self._awake.is_set():
+            why = (ErrorCode.PAUSED, "the owner of this node took the machine back")
         for generation in list(child.generations.values()):
             generation.ended = True
-            generation.send.send_nowait(EngineError(ErrorCode.ENGINE_FAILED, "the engine crashed"))
+            generation.send.send_nowait(EngineError(*why))
         child.generations.clear()
 
 
@@ -293,22 +418,9 @@ async def _end(process: trio.Process) -> None:
     process.kill()
     with trio.CancelScope(shield=True):
         await process.wait()
-    for pipe in (process.stdin, process.stdout, process.stderr):
-        assert pipe is not None
-        await trio.aclose_forcefully(pipe)
-
-
-def _event(name: str, values: list[Any]) -> EngineEvent | EngineError | None:
-    """The event of a frame, None if it is about no query."""
-    makers: dict[str, Any] = {
-        "prompted": Prompted,
-        "piece": Piece,
-        "finished": Finished,
-        "failed": lambda code, message: EngineError(ErrorCode(code), message),
-    }
-    maker = makers.get(name)
-    event: EngineEvent | EngineError | None = maker(*values[1:]) if maker else None
-    return event
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            assert pipe is not None
+            await trio.aclose_forcefully(pipe)
 
 
 async def _log_stderr(process: trio.Process) -> None:

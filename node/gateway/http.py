@@ -23,10 +23,13 @@ from aiohttp import web
 
 from node.config import GatewaySection
 from node.gateway.admin import AdminRoutes
+from node.gateway.asking import Asker
+from node.gateway.audio import FORM_ROUTES, AudioRoutes
 from node.gateway.bridge import Bridge, NodeStopping
 from node.gateway.chat import ChatRoutes
 from node.gateway.failures import ApiError
 from node.gateway.guards import Guards, is_loopback
+from node.gateway.images import ImageRoutes
 from node.gateway.keys import ApiKeys
 from node.gateway.metrics import Metrics
 from node.gateway.ports import Answers, GatewayFacts, ModelFacts
@@ -50,7 +53,10 @@ INDEX = """<!doctype html><meta charset="utf-8"><title>MTOR node</title>
 <style>body{font:16px/1.5 system-ui;max-width:44rem;margin:3rem auto;padding:0 1rem;color-scheme:light dark}</style>
 <h1>MTOR node</h1>
 <p>This node answers OpenAI-compatible requests and routes them to a peer whose card fits.</p>
-<ul><li><code>POST /v1/chat/completions</code><li><code>GET /v1/models</code>
+<ul><li><code>POST /v1/chat/completions</code> (text and pictures in)
+<li><code>POST /v1/images/generations</code>
+<li><code>POST /v1/audio/speech</code>, <code>/v1/audio/transcriptions</code>, <code>/v1/audio/translations</code>
+<li><code>GET /v1/models</code>
 <li><code>GET /healthz</code>, <code>/readyz</code>, <code>/metrics</code></ul>
 <p>From a terminal: <code>mtor ask "What is the capital of France?"</code></p>
 """
@@ -74,8 +80,13 @@ class Gateway:
         self._started_at = int(time.time())
         self._keys = ApiKeys(data)
         self._guards = Guards(config, self._keys, _admin_token(data))
-        self._chat = ChatRoutes(self._bridge, answers, self._metrics, config.max_concurrent, self._guards.payer)
-        self._admin = AdminRoutes(self._bridge, operations)
+        asker = Asker(self._bridge, answers, self._metrics, config.max_concurrent, self._guards.payer)
+        self._routes = (
+            ChatRoutes(asker),
+            ImageRoutes(asker),
+            AudioRoutes(asker),
+            AdminRoutes(self._bridge, operations),
+        )
 
     async def run(self, task_status: TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; started with the URL. Raises `GatewayError`."""
@@ -126,8 +137,8 @@ class Gateway:
         app.router.add_get("/metrics", self._metrics_text)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/v1/models/{model:.+}", self._model)
-        self._chat.add_to(app)
-        self._admin.add_to(app)
+        for routes in self._routes:
+            routes.add_to(app)
         return app
 
     # --- around every request ------------------------------------------------------------------------
@@ -136,7 +147,8 @@ class Gateway:
     async def _around(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             self._guards.check(request)
-            await _read_body(request)
+            if request.path not in FORM_ROUTES:
+                await _read_body(request)
             response = await handler(request)
         except ApiError as error:
             response = _error_response(error)
@@ -158,7 +170,7 @@ class Gateway:
     def _from_aiohttp(self, request: web.Request, error: web.HTTPException) -> ApiError:
         if isinstance(error, web.HTTPRequestEntityTooLarge):
             limit = self._config.max_body_bytes
-            message = f"the body is larger than {limit} bytes (gateway.max_body_bytes); send a shorter conversation"
+            message = f"the body is larger than {limit} bytes (gateway.max_body_bytes); send less"
             return ApiError(413, message, code="request_too_large")
         if isinstance(error, web.HTTPNotFound):
             return ApiError(

@@ -1,4 +1,4 @@
-"""OpenAI's shapes, both ways.
+"""OpenAI's shapes of a conversation, both ways.
 
 Rule: what a client may send is checked here, with the parameter named; what this node cannot do is refused and not
 silently left out; unknown fields are ignored, as OpenAI's own servers do. Shapes of answers follow what clients rely
@@ -7,21 +7,30 @@ on: one id and time in all chunks, the finish reason on the last content chunk, 
 
 from __future__ import annotations
 
-import json
+import base64
+import binascii
 import secrets
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from node.answers import Completed, Question, WorkerShare
 from node.gateway.failures import ApiError
+from node.gateway.wishes import (
+    Lenient,
+    MtorWishes,
+    encodable,
+    parse,
+    question,
+    thousandths,
+    travelling_seed,
+    unsupported,
+)
 from protocol import params
-from protocol.errors import Malformed
-from protocol.ids import CHAT, QueryId, RealmId, parse_peer_id, peer_id, realm_id
-from protocol.messages import ChatRequest, Turn
-from protocol.routing import Requirements
+from protocol.ids import CHAT, IMAGINE, SPEECH, VISION, peer_id
+from protocol.messages import ChatRequest, Media, Turn, VisionRequest
 
 # What holds where the client says nothing. The models that home cards serve are small: at OpenAI's default of
 # temperature 1 they lose the thread, and without a penalty they repeat themselves.
@@ -29,22 +38,25 @@ DEFAULT_TEMPERATURE = 0.6
 DEFAULT_TOP_P = 0.92
 DEFAULT_REPETITION_PENALTY = 1.1
 
-ANY_MODEL = ("auto", "")  # "$CHAT" and other realms also mean any model of theirs
+OTHER_ROUTES = {IMAGINE: "/v1/images/generations", SPEECH: "/v1/audio/speech or /v1/audio/transcriptions"}
 ROLES = {"developer": "system"}  # newer clients' name for the same thing
 
 
-class _Lenient(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
+class ImageUrl(Lenient):
+    """`image_url` of a content part: a data: URL."""
+
+    url: str
 
 
-class ContentPart(_Lenient):
+class ContentPart(Lenient):
     """A part of a message's content."""
 
     type: str
     text: str | None = None
+    image_url: str | ImageUrl | None = None
 
 
-class ChatMessage(_Lenient):
+class ChatMessage(Lenient):
     """One message."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -54,28 +66,13 @@ class ChatMessage(_Lenient):
     audio: Any = None
 
 
-class StreamOptions(_Lenient):
+class StreamOptions(Lenient):
     """`stream_options`."""
 
     include_usage: bool = False
 
 
-class MtorWishes(BaseModel):
-    """The `mtor` object of a request: what the asker insists on. Typing errors here are refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    realm: str = Field("$CHAT", max_length=params.MAX_NAME_BYTES)
-    min_vram_mib: int = Field(0, ge=0, le=params.MAX_INTEGER)
-    device: Literal["", "cuda", "mps", "cpu"] = ""
-    max_price_in: int = Field(0, ge=0, le=params.MAX_INTEGER)
-    max_price_out: int = Field(0, ge=0, le=params.MAX_INTEGER)
-    min_context_tokens: int = Field(0, ge=0, le=params.MAX_INTEGER)
-    worker: str = Field("", max_length=params.MAX_NAME_BYTES)
-    deadline_ms: int = Field(params.DEFAULT_DEADLINE, ge=100, le=params.MAX_DEADLINE)
-
-
-class ChatCompletionRequest(_Lenient):
+class ChatCompletionRequest(Lenient):
     """`POST /v1/chat/completions`."""
 
     model: str
@@ -118,59 +115,35 @@ class Asked:
 
 def read_chat_request(body: bytes) -> Asked:
     """A request's JSON. Raises `ApiError` (400) that names the parameter."""
-    request = _parse(body)
+    request = parse(ChatCompletionRequest, body)
     _refuse_unsupported(request)
-    wishes = request.mtor or MtorWishes()
-    realm, model = _target(request.model, wishes.realm)
-    turns = tuple(_turn(index, message) for index, message in enumerate(request.messages))
+    turns, pictures = _conversation(request.messages)
     _refuse_size(turns)
     chat = ChatRequest(
         turns=turns,
         max_tokens=request.max_completion_tokens or request.max_tokens or 0,
-        temperature=_thousandths(request.temperature, DEFAULT_TEMPERATURE),
-        top_p=_thousandths(request.top_p, DEFAULT_TOP_P),
+        temperature=thousandths(request.temperature, DEFAULT_TEMPERATURE),
+        top_p=thousandths(request.top_p, DEFAULT_TOP_P),
         top_k=request.top_k or 0,
-        repetition_penalty=_thousandths(request.repetition_penalty, DEFAULT_REPETITION_PENALTY),
-        frequency_penalty=_thousandths(request.frequency_penalty, 0.0) + 2_000,
-        presence_penalty=_thousandths(request.presence_penalty, 0.0) + 2_000,
-        seed=_seed(request.seed),
+        repetition_penalty=thousandths(request.repetition_penalty, DEFAULT_REPETITION_PENALTY),
+        frequency_penalty=thousandths(request.frequency_penalty, 0.0) + 2_000,
+        presence_penalty=thousandths(request.presence_penalty, 0.0) + 2_000,
+        seed=travelling_seed(request.seed),
         stop=_stops(request.stop),
     )
-    requirements = Requirements(
-        model=model,
-        min_vram_mib=wishes.min_vram_mib,
-        device_kind=wishes.device,
-        max_price_in=wishes.max_price_in,
-        max_price_out=wishes.max_price_out,
-        min_context_tokens=wishes.min_context_tokens,
-        worker=_worker(wishes.worker),
-    )
-    question = Question(QueryId(secrets.token_bytes(16)), realm, chat, requirements, wishes.deadline_ms)
+    wishes = request.mtor or MtorWishes()
+    if pictures:
+        media = tuple(Media("image", len(picture.data), picture.turn) for picture in pictures)
+        fields = {name: getattr(chat, name) for name in ChatRequest.__dataclass_fields__}
+        inputs = tuple(picture.data for picture in pictures)
+        asked = question(VisionRequest(**fields, media=media), request.model, VISION, wishes, inputs)
+    else:
+        asked = question(chat, request.model, CHAT, wishes, ())
+    if asked.realm in OTHER_ROUTES:
+        message = f"{asked.realm} is not asked with a chat; it is asked at {OTHER_ROUTES[asked.realm]}"
+        raise ApiError(400, message, code="invalid_value", param="model")
     usage = bool(request.stream_options and request.stream_options.include_usage)
-    return Asked(question, request.model, bool(request.stream), usage)
-
-
-def _parse(body: bytes) -> ChatCompletionRequest:
-    try:
-        return ChatCompletionRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise _wrong_value(error) from None
-    except RecursionError:
-        raise ApiError(400, "the body is nested too deeply", code="invalid_json") from None
-
-
-def _wrong_value(error: ValidationError) -> ApiError:
-    """The innermost of the first problems, which is the one that helps where a value may have several types."""
-    found = max(error.errors(include_url=False, include_context=False), key=lambda each: len(each["loc"]))
-    if found["type"] == "json_invalid":
-        return ApiError(400, f"the body is not valid JSON: {found['msg']}", code="invalid_json")
-    where = ".".join(str(part) for part in found["loc"] if not _names_a_type(part))
-    return ApiError(400, f"{where or 'the body'}: {found['msg']}", code="invalid_value", param=where or None)
-
-
-def _names_a_type(part: int | str) -> bool:
-    """pydantic puts the tried type into a place: `stop.list[str].1`."""
-    return isinstance(part, str) and (part == "str" or part.startswith("list["))
+    return Asked(asked, request.model, bool(request.stream), usage)
 
 
 def _refuse_unsupported(request: ChatCompletionRequest) -> None:
@@ -192,69 +165,68 @@ def _refuse_unsupported(request: ChatCompletionRequest) -> None:
     )
     for parameter, used, reason in checks:
         if used:
-            raise _unsupported(parameter, reason)
+            raise unsupported(parameter, reason)
 
 
-def _unsupported(parameter: str, reason: str) -> ApiError:
-    message = f"{parameter} is not supported: {reason}"
-    return ApiError(400, message, code="unsupported_parameter", param=parameter)
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """A picture that a turn shows."""
+
+    turn: int
+    data: bytes
 
 
-def _target(model: str, realm: str) -> tuple[RealmId, str]:
-    """(realm, model): a realm's name as the model means any model of that realm."""
-    if len(model.encode(errors="replace")) > params.MAX_NAME_BYTES:
-        message = f"a model's name has at most {params.MAX_NAME_BYTES} bytes"
-        raise ApiError(400, message, code="invalid_value", param="model")
-    named_by_model = model.startswith("$")
-    try:
-        if named_by_model:
-            realm, model = model, ""
-        chosen = realm_id(realm)
-    except Malformed as error:
-        place = "model" if named_by_model else "mtor.realm"
-        raise ApiError(400, str(error), code="invalid_value", param=place) from None
-    if chosen != CHAT:
-        message = f"{chosen} is not asked with a chat; this route serves {CHAT}"
-        raise ApiError(400, message, code="invalid_value", param="model")
-    return chosen, "" if model in ANY_MODEL else model
+def _conversation(messages: list[ChatMessage]) -> tuple[tuple[Turn, ...], list[_Picture]]:
+    turns, pictures = [], list[_Picture]()
+    for index, message in enumerate(messages):
+        for name in ("tool_calls", "function_call", "audio"):
+            if getattr(message, name):
+                raise unsupported(f"messages.{index}.{name}", "a conversation is text and pictures here")
+        where = f"messages.{index}.content"
+        if message.content is None:
+            raise ApiError(400, f"{where} is missing; send text", code="missing_value", param=where)
+        parts = (
+            [ContentPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
+        )
+        texts = [_text(f"{where}.{number}", part) for number, part in enumerate(parts)]
+        pictures += [
+            _Picture(index, _picture(f"{where}.{number}", part))
+            for number, part in enumerate(parts)
+            if part.type == "image_url"
+        ]
+        turns.append(Turn(ROLES.get(message.role, message.role), encodable(where, "".join(texts))))
+    if len(pictures) > params.MAX_INPUTS:
+        message_ = f"{len(pictures)} pictures; one conversation shows at most {params.MAX_INPUTS}"
+        raise ApiError(400, message_, code="invalid_value", param="messages")
+    return tuple(turns), pictures
 
 
-def _turn(index: int, message: ChatMessage) -> Turn:
-    for name in ("tool_calls", "function_call", "audio"):
-        if getattr(message, name):
-            raise _unsupported(f"messages.{index}.{name}", "a conversation is text here")
-    return Turn(ROLES.get(message.role, message.role), _text(f"messages.{index}.content", message.content))
-
-
-def _text(where: str, content: str | list[ContentPart] | None) -> str:
-    if content is None:
-        raise ApiError(400, f"{where} is missing; send text", code="missing_value", param=where)
-    if isinstance(content, str):
-        return _encodable(where, content)
-    return _encodable(where, "".join(_part(f"{where}.{number}", part) for number, part in enumerate(content)))
-
-
-def _part(where: str, part: ContentPart) -> str:
+def _text(where: str, part: ContentPart) -> str:
+    if part.type == "image_url":
+        return ""
     if part.type != "text":
-        message = f"{where}: {part.type} is not supported by this route yet; send text"
+        message = f"{where}: {part.type} is not supported by this route; send text or image_url"
         raise ApiError(400, message, code="unsupported_content", param=where)
     if part.text is None:
         raise ApiError(400, f"{where}.text is missing", code="missing_value", param=f"{where}.text")
     return part.text
 
 
-def _encodable(where: str, text: str) -> str:
+def _picture(where: str, part: ContentPart) -> bytes:
+    """The bytes of a data: URL. Nothing is fetched: a node that fetches what strangers name is a proxy for them."""
+    url = part.image_url.url if isinstance(part.image_url, ImageUrl) else part.image_url or ""
+    head, comma, encoded = url.partition(",")
+    if not (head.startswith("data:") and head.endswith(";base64") and comma):
+        message = f"{where}: send the picture itself, as data:image/jpeg;base64,…; this node fetches no addresses"
+        raise ApiError(400, message, code="unsupported_content", param=where)
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        message = f"{where} is not valid Unicode (a lone surrogate)"
-        raise ApiError(400, message, code="invalid_value", param=where) from None
-    return text
-
-
-def _seed(seed: int | None) -> int:
-    """0 is the wire's "the worker chooses", so a client's own 0 travels as the largest number: the same each time."""
-    return 0 if seed is None else seed % (params.MAX_INTEGER + 1) or params.MAX_INTEGER
+        data = base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        raise ApiError(400, f"{where}: not valid base64", code="invalid_value", param=where) from None
+    if not 0 < len(data) <= params.MAX_INPUT_BYTES:
+        message = f"{where}: a picture has 1 to {params.MAX_INPUT_BYTES} bytes, this one {len(data)}"
+        raise ApiError(413, message, code="picture_too_large", param=where)
+    return data
 
 
 def _refuse_size(turns: tuple[Turn, ...]) -> None:
@@ -265,10 +237,6 @@ def _refuse_size(turns: tuple[Turn, ...]) -> None:
         raise ApiError(413, message, code="prompt_too_large", param="messages")
 
 
-def _thousandths(value: float | None, default: float) -> int:
-    return round((default if value is None else value) * 1_000)
-
-
 def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
     stops = tuple(text for text in ([stop] if isinstance(stop, str) else stop or []) if text)
     if len(stops) > params.MAX_STOP_STRINGS:
@@ -276,15 +244,6 @@ def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
     if any(len(text.encode(errors="replace")) > params.MAX_STOP_BYTES for text in stops):
         raise ApiError(400, f"a stop string has at most {params.MAX_STOP_BYTES} bytes", param="stop")
     return stops
-
-
-def _worker(text: str) -> str:
-    if text:
-        try:
-            parse_peer_id(text)
-        except Malformed as error:
-            raise ApiError(400, str(error), param="mtor.worker") from None
-    return text
 
 
 # --- answers -------------------------------------------------------------------------------------------
@@ -341,20 +300,4 @@ def facts(done: Completed) -> dict[str, Any]:
 
 def share_facts(share: WorkerShare) -> dict[str, Any]:
     """What one worker delivered."""
-    return {
-        "worker": peer_id(share.worker),
-        "model": share.model,
-        "units_in": share.units_in,
-        "units_out": share.units_out,
-        "amount": share.amount,
-        "receipt": share.receipt,
-        "lane": share.lane,
-    }
-
-
-def event(data: dict[str, Any]) -> bytes:
-    """One server-sent event."""
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode(errors="replace") + b"\n\n"
-
-
-DONE_EVENT = b"data: [DONE]\n\n"
+    return asdict(share) | {"worker": peer_id(share.worker)}

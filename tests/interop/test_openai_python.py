@@ -1,6 +1,7 @@
 """OpenAI's own Python client against the gateway: the interface that others' programs are written for."""
 
 import asyncio
+import base64
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ import pytest
 import trio
 from openai import AsyncOpenAI, OpenAI
 
-from node.answers import Delta, Question
+from node.answers import Bytes, Delta, Progressed, Question
 from node.gateway.keys import ApiKeys
 from protocol.errors import ErrorCode
-from protocol.ids import peer_id
+from protocol.ids import IMAGINE, SPEECH, VISION, peer_id
 from tests.node.gateway_world import (
     HANG_SECONDS,
     MODEL,
@@ -21,6 +22,8 @@ from tests.node.gateway_world import (
     WORKER,
     Emit,
     World,
+    completed,
+    events,
     failing,
     gateway_world,
     saying,
@@ -248,3 +251,60 @@ async def test_a_client_that_gives_up_waiting_cancels_its_query(tmp_path: Path) 
     async with gateway_world(tmp_path, silent) as world:
         await with_client(world, use)
         await until(lambda: world.answers.cancelled == 1)
+
+
+# --- pictures and sounds -----------------------------------------------------------------------------------
+
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
+
+
+async def test_pictures_out(tmp_path: Path) -> None:
+    def use(client: OpenAI) -> None:
+        made = client.images.generate(
+            model="emoji-64", prompt="a red apple", n=2, size="256x256", extra_body={"seed": 7}
+        )
+        assert made.data is not None and [base64.b64decode(one.b64_json or "") for one in made.data] == [PNG, PNG]
+        kinds = [
+            event.type
+            for event in client.images.generate(model="emoji-64", prompt="a red apple", stream=True, partial_images=2)
+        ]
+        assert kinds == ["image_generation.partial_image", "image_generation.completed"]
+
+    script = events(ROUTED, Progressed(1, 2, b"preview"), Bytes("image/png", PNG), completed())
+    async with gateway_world(tmp_path, script) as world:
+        await with_client(world, use)
+        assert {question.realm for question in world.answers.asked} == {IMAGINE}
+
+
+async def test_pictures_in(tmp_path: Path) -> None:
+    def use(client: OpenAI) -> None:
+        url = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
+        shown: Any = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": url}}]
+        answer = client.chat.completions.create(model="auto", messages=[{"role": "user", "content": shown}])
+        assert answer.choices[0].message.content == "Paris"
+
+    async with gateway_world(tmp_path, saying("Paris")) as world:
+        await with_client(world, use)
+        assert world.answers.asked[0].realm == VISION and world.answers.asked[0].inputs == (PNG,)
+
+
+async def test_speech_and_back(tmp_path: Path) -> None:
+    def speak(client: OpenAI) -> None:
+        spoken = client.audio.speech.create(model="auto", voice="anna", input="Hello.", response_format="wav")
+        (tmp_path / "hello.wav").write_bytes(spoken.content)
+        assert (tmp_path / "hello.wav").read_bytes()[44:] == bytes(4_800)
+
+    def listen(client: OpenAI) -> None:
+        with (tmp_path / "hello.wav").open("rb") as sound:
+            assert client.audio.transcriptions.create(model="whisper-1", file=sound).text == "Hello."
+        with (tmp_path / "hello.wav").open("rb") as sound:
+            heard = client.audio.transcriptions.create(model="auto", file=sound, stream=True)
+            assert [event.type for event in heard] == ["transcript.text.delta", "transcript.text.done"]
+
+    async with gateway_world(
+        tmp_path, events(ROUTED, Bytes("audio/pcm;rate=24000", bytes(4_800)), completed())
+    ) as world:
+        await with_client(world, speak)
+        world.answers.script = events(ROUTED, Delta("Hello."), completed())
+        await with_client(world, listen)
+        assert {question.realm for question in world.answers.asked} == {SPEECH}

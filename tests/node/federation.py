@@ -111,7 +111,8 @@ class MemoryNode:
 
     @staticmethod
     def _service(engine: Engine, section: dict[str, object]) -> ModelService:
-        settings = RealmSection.model_validate({"model": engine.info.name, "slots": 2, "queue": 4} | section)
+        usual = {"realm": "$CHAT", "model": engine.info.name, "slots": 2, "queue": 4}
+        settings = RealmSection.model_validate(usual | section)
         return ModelService(settings, engine, Scheduler(settings.slots, settings.queue))
 
     async def open_stream(self, node: NodeId) -> Stream:

@@ -49,7 +49,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
     assert config.gateway.port == 9100 and config.gateway.host == "127.0.0.1"
     assert [(realm.realm, realm.model, realm.slots) for realm in config.realms] == [
         ("$CHAT", "smollm2-135m", 4),
-        ("$CHAT", "another", 2),
+        ("", "another", 2),
     ]
     assert config.log.level == "debug"
 
@@ -92,8 +92,9 @@ MISTAKES = [
     ("gateway: 9000\n", "realms.yml:1:1: gateway: Input should be a valid dictionary or instance of GatewaySection"),
     ("realms:\n  - slots: 2\n", "realms.yml:2:5: realms.0.model is missing"),
     ("realms:\n  - realm: CHAT\n    model: m\n", "realms.yml:2:5: "),
-    ("realms:\n  - {realm: $IMAGE, model: m}\n", "realms.yml:2:6: $IMAGE: this version serves $CHAT only"),
-    ("realms:\n  - model: m\n  - model: m\n", "realms.yml:3:5: m serves $CHAT twice; raise its slots"),
+    ("realms:\n  - {model: m, engine: torch}\n", "realms.yml:2:16: realms.0.engine: Input should be 'auto', "),
+    ("backup:\n  $POETRY: [CHAT]\n", "realms.yml:2:3: 'CHAT' is not a realm; write one like $CHAT"),
+    ("realms:\n  - model: m\n  - model: m\n", "realms.yml:3:5: m serves its realm twice; raise its slots"),
     ("node:\n  listen: ['0.0.0.0:9001']\n", "realms.yml:2:12: '0.0.0.0:9001' is not an address like /ip4/"),
     ("node:\n  announce:\n    - /ip4/1.2.3.4/udp/1\n", "realms.yml:3:7: '/ip4/1.2.3.4/udp/1' is not an address"),
     ("blocked_peers:\n  - nobody\n", "realms.yml:2:5: "),
@@ -176,7 +177,7 @@ def test_who_sets_a_wrong_value_is_blamed_for_it(tmp_path: Path) -> None:
     assert refusal(tmp_path, right, {"MTOR_NODE__LISTEN": "[x]"}).startswith("MTOR_NODE__LISTEN: 'x' is not an")
     with pytest.raises(ConfigError, match=r"^the command line: gateway\.port: "):
         load(tmp_path, right, {"MTOR_GATEWAY__PORT": "2"}, gateway={"port": 70_000})
-    with pytest.raises(ConfigError, match=r"^the command line: m serves \$CHAT twice"):
+    with pytest.raises(ConfigError, match=r"^the command line: m serves its realm twice"):
         load(tmp_path, right, realms=[{"model": "m"}, {"model": "m"}])
     with pytest.raises(ConfigError, match=r"realms\.yml:2:3: gateway\.port"):
         load(tmp_path, "gateway:\n  port: many\n", node={"name": "attic"})

@@ -178,3 +178,42 @@ async def test_prompts_and_answers_never_reach_the_log(tiny: ModelFolder, caplog
                 answer = "".join([event.text async for event in events if isinstance(event, Piece)])
     assert "is loaded on cpu" in caplog.text
     assert secret not in caplog.text and answer not in caplog.text
+
+
+GARBAGE = """
+import sys, msgpack
+from protocol.framing import frame
+def say(*parts): sys.stdout.buffer.write(frame(msgpack.packb(parts))); sys.stdout.buffer.flush()
+say("loaded", 512, ["cpu", "fake", 0, 0, 0, ""], 1, [32])
+sys.stdin.buffer.read(1)
+{said}
+import time; time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "sys.stdout.buffer.write(frame(b'\\xc1')); sys.stdout.buffer.flush()",
+        "say('piece', 1, 'text')",
+        "say('piece', 1, b'text', 1)",
+        "say('piece', 1, 'x' * 70_000, 1)",
+        "say('piece', 1, 'text', -1)",
+        "say('piece', 'one', 'text', 1)",
+        "say('data', 1, 'image/png', b'', 1)",
+        "say('finished', 1, 'whatever', 1, 1)",
+        "say('failed', 1, 9_999, 'no such code')",
+        "say(7)",
+        "sys.stdout.buffer.write(b'\\xff' * 64); sys.stdout.buffer.flush()",
+    ],
+)
+async def test_a_child_that_speaks_garbage_is_ended_and_costs_its_queries_alone(tiny: ModelFolder, said: str) -> None:
+    engine = small(tiny)
+    engine._command = [sys.executable, "-c", GARBAGE.format(said=said)]
+    async with running(engine):
+        first = engine.pid
+        with pytest.raises(EngineError) as failed:
+            await count(engine)
+        assert failed.value.code is ErrorCode.ENGINE_FAILED
+        await until_ready(engine)
+        assert engine.pid != first

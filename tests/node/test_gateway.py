@@ -239,7 +239,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
     ({"model": None}, "model"),
     ({"model": 7}, "model"),
-    ({"model": "$IMAGE"}, "model"),
+    ({"model": "$IMAGINE"}, "model"),
     ({"model": "$not a realm"}, "model"),
     ({"stop": ["a"] * 100}, "stop"),
     ({"stop": "x" * 10_000}, "stop"),
@@ -296,7 +296,7 @@ async def test_a_body_that_is_no_request_is_400(tmp_path: Path, body: bytes) -> 
 
 async def test_a_large_body_is_413(tmp_path: Path) -> None:
     async with gateway_world(tmp_path) as world:
-        for body in (b"x" * (10 * MIB), [b"x" * MIB] * 10):  # with a length, and in chunks of an untold sum
+        for body in (b"x" * (30 * MIB), [b"x" * MIB] * 30):  # with a length, and in chunks of an untold sum
             reply = await world.ask("POST", CHAT, body)
             assert reply.status == 413 and reply.error["code"] == "request_too_large"
             assert "gateway.max_body_bytes" in reply.error["message"]

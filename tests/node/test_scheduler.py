@@ -74,3 +74,78 @@ async def test_a_waiter_that_gives_up_leaves_no_trace() -> None:
         assert scheduler.queued == 0
     async with scheduler.place(B, paid=True) as ticket:
         assert ticket.admitted
+
+
+async def test_a_paid_query_finds_room_among_free_ones() -> None:
+    scheduler = Scheduler(slots=1, queue=2)
+    async with (
+        scheduler.place(A, paid=True),
+        scheduler.place(B, paid=False) as first,
+        scheduler.place(C, paid=False) as last,
+        scheduler.place(A, paid=True) as paid,
+    ):
+        assert (paid.position, first.position) == (1, 2)
+        with pytest.raises(Refused) as refused, trio.fail_after(1):
+            await scheduler.wait_moved(last)
+        assert refused.value.code is ErrorCode.OVERLOADED and refused.value.retry_after_ms > 0
+        assert scheduler.queued == 2
+    assert scheduler.busy == scheduler.queued == 0
+
+
+async def test_paid_queries_do_not_push_out_each_other() -> None:
+    scheduler = Scheduler(slots=1, queue=1)
+    async with scheduler.place(A, paid=True), scheduler.place(B, paid=True):
+        with pytest.raises(Refused, match="the queue is full"):
+            async with scheduler.place(C, paid=True):
+                pass
+
+
+async def test_a_turn_that_comes_too_late_is_refused_early() -> None:
+    now = 0.0
+    scheduler = Scheduler(slots=1, queue=4, clock=lambda: now)
+    async with scheduler.place(A, paid=True):
+        with pytest.raises(Refused, match="when its time is up") as refused:
+            async with scheduler.place(B, paid=True, time_left_ms=1_000):
+                pass
+        assert refused.value.code is ErrorCode.OVERLOADED and refused.value.retry_after_ms >= 5_000
+        assert scheduler.queued == 0
+
+
+async def test_the_estimate_counts_answers_and_not_the_waiting() -> None:
+    now = 0.0
+    scheduler = Scheduler(slots=1, queue=4, clock=lambda: now)
+    for _ in range(40):
+        async with scheduler.place(A, paid=True):
+            async with scheduler.place(B, paid=True) as waiting:
+                now += 100.0  # nobody's answer: B leaves before it was admitted
+                assert not waiting.admitted
+            now -= 99.0
+    assert scheduler.wait_estimate_ms(1) == 1_000
+
+
+async def test_a_query_that_is_not_ready_lets_others_pass() -> None:
+    scheduler = Scheduler(slots=1, queue=4)
+    async with scheduler.place(A, paid=True, ready=False) as uploading:
+        assert uploading.position == 1 and scheduler.busy == 0
+        async with scheduler.place(B, paid=False) as quick:
+            assert quick.admitted
+            scheduler.make_ready(uploading)
+            assert not uploading.admitted
+        assert uploading.admitted
+
+
+async def test_behind_a_closed_gate_queries_keep_their_places() -> None:
+    scheduler = Scheduler(slots=2, queue=4)
+    scheduler.close()
+    async with scheduler.place(A, paid=True) as first, scheduler.place(B, paid=True) as second:
+        assert (first.position, second.position) == (1, 2)
+        scheduler.open()
+        assert first.admitted and second.admitted
+        scheduler.close()
+        async with scheduler.place(C, paid=True) as third:
+            assert not third.admitted and scheduler.busy == 2
+            scheduler.turn_away("the model cannot be loaded", 7_000, ErrorCode.ENGINE_FAILED)
+            with pytest.raises(Refused, match="cannot be loaded") as refused:
+                await scheduler.wait_moved(third)
+            assert refused.value.code is ErrorCode.ENGINE_FAILED and refused.value.retry_after_ms == 7_000
+    assert scheduler.busy == scheduler.queued == 0

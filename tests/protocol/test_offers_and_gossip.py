@@ -10,6 +10,7 @@ from protocol.codec import encode
 from protocol.errors import BadSignature, Malformed
 from protocol.gossip import RULES, Verdict, judge_offer
 from protocol.ids import RealmId, peer_id
+from protocol.messages import Device, ModelOffer, Offer
 from protocol.offers import (
     KnownOffer,
     newest_record,
@@ -91,3 +92,34 @@ def test_sealing_refuses_what_the_wire_refuses(make_offer: Make) -> None:
     signer = Signer.from_seed(b"\1" * 32)
     with pytest.raises(LocalProtocolError):
         seal_offer(signer, FEDERATION, replace(make_offer(1).offer, sequence=-1))
+
+
+def test_an_offer_with_everything_at_its_longest_can_be_published() -> None:
+    signer, most = Signer.from_seed(b"\1" * 32), params.MAX_INTEGER
+    device = Device("k" * 16, "n" * params.MAX_NAME_BYTES, most, 1_000, most, "d" * 32)
+    models = tuple(
+        ModelOffer(
+            realm=RealmId("$" + "R" * (params.MAX_NAME_BYTES - 1)),
+            model=f"{index:02}" * (params.MAX_NAME_BYTES // 2),
+            digest=bytes(32),
+            requests=(127,) * params.MAX_REQUEST_KINDS,
+            context_tokens=params.MAX_OUTPUT_TOKENS * 16,
+            max_output_tokens=params.MAX_OUTPUT_TOKENS * 16,
+            device=device,
+            slots=65_535,
+            busy=65_535,
+            queued=65_535,
+            price_in=most,
+            price_out=most,
+            window=params.MAX_WINDOW,
+            tokens_per_second=1_000_000,
+            free=1,
+        )
+        for index in range(params.MAX_MODELS)
+    )
+    addresses = ("a" * params.MAX_ADDRESS_BYTES,) * params.MAX_ADDRESSES
+    features = (65_535,) * params.MAX_FEATURES
+    offer = Offer(signer.node, most, NOW, NOW + params.MAX_OFFER_LIFETIME, addresses, models, features)
+    known = seal_offer(signer, FEDERATION, offer)
+    assert len(known.sealed) == 11_225  # as chapter 07 says
+    assert judged(known.sealed) == "O7"

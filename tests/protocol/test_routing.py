@@ -6,7 +6,7 @@ import pytest
 
 from protocol import params
 from protocol.ids import CHAT, VISION, peer_id
-from protocol.messages import Device
+from protocol.messages import NUMBERS, ChatRequest, Device, SpeakRequest, VisionRequest
 from protocol.offers import KnownOffer
 from protocol.routing import (
     BREAKER_FAILURES,
@@ -83,6 +83,8 @@ def test_equals_are_spread_by_the_query(make_offer: Make) -> None:
         (Requirements(max_price_in=1), "price in"),
         (Requirements(max_price_out=1), "price out"),
         (Requirements(worker=peer_id(LOCAL)), "worker"),
+        (Requirements(request=NUMBERS[VisionRequest]), "vision requests"),
+        (Requirements(request=95), "95 requests"),
     ],
 )
 def test_the_requirement_that_failed_is_named(make_offer: Make, wanted: Requirements, named: str) -> None:
@@ -96,6 +98,16 @@ def test_a_fitting_card_meets_the_requirements(make_offer: Make) -> None:
     assert order(make_offer(1, model_offer(device=CUDA)), make_offer(2, model_offer()), wanted=wanted) == [
         make_offer(1).node
     ]
+
+
+def test_only_models_that_take_the_request_are_asked(make_offer: Make) -> None:
+    both = make_offer(1, model_offer(requests=(NUMBERS[ChatRequest], NUMBERS[VisionRequest])))
+    talks = make_offer(2, model_offer(tokens_per_second=50_000))
+    assert order(talks, both, wanted=Requirements(request=NUMBERS[VisionRequest])) == [both.node]
+    assert set(order(talks, both, wanted=Requirements(request=NUMBERS[ChatRequest]))) == {both.node, talks.node}
+    wanted = Requirements(request=NUMBERS[SpeakRequest])
+    ranking = rank(CHAT, wanted, [both], Knowledge(LOCAL), NOW)
+    assert "tiny takes chat, vision" in explain_no_peer(CHAT, wanted, ranking)
 
 
 def test_expired_paused_and_avoided_are_left_out(make_offer: Make) -> None:

@@ -68,14 +68,19 @@ from protocol.messages import (
     Head,
     Hold,
     Ids,
+    ImagineRequest,
+    Input,
     Join,
     Joined,
     KeySince,
     LedgerProof,
+    Media,
     Message,
     ModelOffer,
     Offer,
+    Output,
     Pay,
+    Progress,
     Promise,
     Promised,
     Propose,
@@ -90,11 +95,14 @@ from protocol.messages import (
     Settled,
     Snapshot,
     Source,
+    SpeakRequest,
     Standing,
     StateLeaves,
     StoreCertificate,
     Stored,
+    TranscribeRequest,
     Turn,
+    VisionRequest,
     Vote,
     Voted,
     Voucher,
@@ -119,13 +127,52 @@ QUERY_ID = QueryId(bytes(range(16)))
 NOW = 1_800_000_000_000  # Unix time, ms
 PRICE_IN, PRICE_OUT = 1_000, 3_000
 
+
+def vars_of(record: Any) -> dict[str, Json]:
+    """The fields of a record by name."""
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}
+
+
 CPU = Device("cpu", "AMD EPYC 9V74", 0, 0)
-CARD = Device("cuda", "NVIDIA GeForce RTX 3060", 12_288, 86)
+CARD = Device("cuda", "NVIDIA GeForce RTX 3060", 12_288, 86, 9_216, "550.54.14")
+OUTER = Device("outer", "", 0, 0)
 SMALL = ModelOffer(
-    RealmId("$CHAT"), "smollm2-135m", bytes([0xD1]) * 32, 8_192, 1_024, CPU, 2, 1, 0, PRICE_IN, PRICE_OUT, 64, 24_500, 1
+    realm=RealmId("$CHAT"),
+    model="smollm2-135m",
+    digest=bytes([0xD1]) * 32,
+    requests=(32,),
+    context_tokens=8_192,
+    max_output_tokens=1_024,
+    device=CPU,
+    slots=2,
+    busy=1,
+    queued=0,
+    price_in=PRICE_IN,
+    price_out=PRICE_OUT,
+    window=64,
+    tokens_per_second=24_500,
+    free=1,
 )
-LARGE = ModelOffer(
-    RealmId("$CHAT"), "llama-3.1-8b", bytes([0xD2]) * 32, 131_072, 4_096, CARD, 8, 0, 3, 2_000, 9_000, 256, 61_250, 0
+LARGE = replace(
+    SMALL,
+    realm=RealmId("$VISION"),
+    model="smolvlm-500m",
+    digest=bytes([0xD2]) * 32,
+    requests=(32, 84),
+    context_tokens=131_072,
+    max_output_tokens=4_096,
+    device=CARD,
+    slots=8,
+    busy=0,
+    queued=3,
+    price_in=2_000,
+    price_out=9_000,
+    window=256,
+    tokens_per_second=61_250,
+    free=0,
+)
+SPOKEN = replace(
+    SMALL, realm=RealmId("$READERS"), model="tts-1", digest=NO_HASH, requests=(87,), context_tokens=0, device=OUTER
 )
 ADDRESS = f"/ip4/192.0.2.7/tcp/9001/p2p/{peer_id(ALICE.node)}"
 OFFER = Offer(ALICE.node, NOW, NOW, NOW + params.OFFER_LIFETIME, (ADDRESS,), (SMALL,), ())
@@ -141,6 +188,11 @@ CHAT = ChatRequest(
     seed=7,
     stop=("\n\n",),
 )
+IMAGE = Media("image", 70, 1)
+SEEN = VisionRequest(**{**vars_of(CHAT), "media": (IMAGE, Media("image", 30, 1))})
+DRAWN = ImagineRequest("a red fox", "", 256, 256, 24, 2_500, 7, 1)
+HEARD = TranscribeRequest((Media("audio", 960, 0),), "en", "", 0, 1, 0)
+SAID = SpeakRequest("Guten Morgen, Größe!", "", 1_000)
 QUERY = Query(QUERY_ID, RealmId("$CHAT"), "smollm2-135m", 120_000, CHANNEL, encode(CHAT), "", 0, ())
 FREE_QUERY = Query(QUERY_ID, RealmId("$CHAT"), "", 120_000, ChannelId(NO_HASH), encode(CHAT), "", 0, ())
 HOLD = Hold(
@@ -215,9 +267,32 @@ def samples() -> list[tuple[str, Message]]:
         ("envelope", Envelope(ALICE.node, FEDERATION, b"\x91\x27", ALICE.sign(FEDERATION, b"\x91\x27"))),
         ("offer: one model", OFFER),
         ("offer: two models, no address, an odd feature", Offer(BOB.node, 1, 0, 1, (), (SMALL, LARGE), (1,))),
+        ("offer: a realm of an operator's own, on a server that does not say", offer_like(models=(SPOKEN,))),
         ("offer: a node that only asks", Offer(BOB.node, params.MAX_INTEGER, NOW, NOW + 1, (), (), ())),
         ("chat request", CHAT),
         ("chat request: all at their lowest", ChatRequest((Turn("user", ""),), 0, 0, 0, 0, 100, 0, 0, 0, ())),
+        ("vision request", SEEN),
+        ("vision request: all at their lowest", VisionRequest(
+            (Turn("user", ""),), 0, 0, 0, 0, 100, 0, 0, 0, (), (Media("image", 1, 0),)
+        )),
+        ("vision request: the most media of the most bytes", replace(
+            SEEN, media=(Media("image", params.MAX_INPUT_BYTES, params.MAX_MESSAGES - 1),) * params.MAX_INPUTS
+        )),
+        ("imagine request", DRAWN),
+        ("imagine request: all is left to the worker", ImagineRequest("x", "", 0, 0, 0, 0, 0, 0)),
+        ("imagine request: all at their highest", ImagineRequest(
+            "x", "y" * params.MAX_PROMPT_BYTES, 2_048, 2_048, 150, 50_000, params.MAX_INTEGER, 1
+        )),
+        ("transcribe request", HEARD),
+        ("transcribe request: into English", TranscribeRequest((Media("audio", 1, 0),), "", "Größe", 1_000, 0, 1)),
+        ("speak request", SAID),
+        ("speak request: slow", SpeakRequest("x", "af_heart", 250)),
+        ("input", Input(0, b"\x89PNG")),
+        ("input: 256 bytes take the longer form", Input(1, bytes(256))),
+        ("output: of a picture", Output(0, 0, "image/png", b"\x89PNG")),
+        ("output: sound", Output(3, 1, "audio/pcm;rate=24000", bytes(range(64)))),
+        ("progress", Progress(3, 24, b"")),
+        ("progress: a preview, and no end in sight", Progress(1, 0, b"\xff\xd8\xff")),
         ("query: paid", QUERY),
         ("query: free, continued", Query(
             QUERY_ID, RealmId("$CHAT"), "", 1, ChannelId(NO_HASH), encode(CHAT), "The capital 🇫🇷 is", 5, (3, 65_535)
@@ -437,6 +512,14 @@ MALFORMED = [
     ("a next number of -1", "99 45" + STATE_FIELDS + "00 ff" + STATE_REST[2:]),
     ("a ballot of phase 0", "95 44 00 00 00 c420" + "11" * 32),
     ("a ballot of phase 3", "95 44 03 00 00 c420" + "11" * 32),
+    ("an input without bytes", "93 2b 00 c400"),
+    ("an output without bytes", "95 2c 00 00 a9" + b"image/png".hex() + "c400"),
+    ("an output without a media type", "95 2c 00 00 a0 c40101"),
+    ("progress: a preview as a string", "94 2d 00 00 a0"),
+    ("a picture without bytes in a request", encode(HEARD).hex().replace("cd03c0", "00")),
+    ("a request to transcribe nothing", "97 56 90 a0 a0 00 00 00"),
+    ("a request to transcribe two sounds", "97 56 92 93a56175646966 0100" + "93a5617564696f0100" + "a0a0000000"),
+    ("a picture of 2,049 pixels", encode(replace(DRAWN, width=2_048)).hex().replace("cd0800", "cd0801")),
     ("more features than 32", "98 11 c420" + "11" * 32 + "00 00 01 90 90 dc0021" + "01" * 33),
 ]  # fmt: skip
 
@@ -454,6 +537,8 @@ def decodings() -> str:
         "decoding",
         "Bytes that are one canonical message, and bytes that are not.",
         [
+            case("decoding", "a request to transcribe", given(encode(HEARD).hex())),
+            case("decoding", "a picture of 2,048 pixels", given(encode(replace(DRAWN, width=2_048)).hex())),
             case("decoding", "refuse", given(good.hex())),
             case("decoding", "exactly at the limit", given(good.hex(), len(good))),
             case("decoding", "cancel: no fields", given("9127")),
@@ -701,10 +786,17 @@ def offers() -> str:
     longest = offer_like(expires_ms=NOW + params.MAX_OFFER_LIFETIME)
     too_long = offer_like(expires_ms=NOW + params.MAX_OFFER_LIFETIME + 1)
     twice = offer_like(models=(SMALL, SMALL))
-    bad_realm = offer_like(models=(ModelOffer(**{**_fields(SMALL), "realm": RealmId("$chat")}),))
-    huge_names = [ModelOffer(**{**_fields(SMALL), "model": f"{index:02}" * 64}) for index in range(16)]
-    huge_addresses = tuple(f"/dns4/{index}{'x' * 249}" for index in range(8))
-    huge = offer_like(models=tuple(huge_names), addresses=huge_addresses)
+    bad_realm = offer_like(models=(ModelOffer(**{**vars_of(SMALL), "realm": RealmId("$chat")}),))
+    most, realm = params.MAX_INTEGER, RealmId("$" + "A" * 127)
+    huge_device = Device("k" * 16, "n" * 128, most, 1_000, most, "d" * 32)
+    huge_model = ModelOffer(
+        realm, "", NO_HASH, (127,) * 8, 16_000_000, 16_000_000, huge_device, 65_535, 65_535, 65_535, most, most, 4_096,
+        1_000_000, 1,
+    )  # fmt: skip
+    huge = Offer(
+        ALICE.node, most, NOW, NOW + params.OFFER_LIFETIME, tuple(f"/dns4/{index}{'x' * 249}" for index in range(8)),
+        tuple(replace(huge_model, model=f"{index:02}" * 64) for index in range(16)), (65_535,) * 32,
+    )  # fmt: skip
     flipped_signature = flipped(known, 8 * len(known) - 1)
 
     def given(data: bytes, known_offer: bytes = b"", now_ms: int = NOW) -> dict[str, Json]:
@@ -721,7 +813,9 @@ def offers() -> str:
             case("offer", "O7: expires in 1 ms", given(known, b"", NOW + params.OFFER_LIFETIME - 1)),
             case("offer", "O7: the longest lifetime", given(sealed(longest))),
             case("offer", "O7: no models", given(sealed(offer_like(models=())))),
-            case("offer", "O7: the largest that an honest node makes", given(sealed(huge))),
+            case("offer", "O7: everything at its longest", given(sealed(huge))),
+            case("offer", "O7: other realms, a request that nobody knows", given(sealed(
+                offer_like(models=(LARGE, SPOKEN, replace(SPOKEN, model="new", requests=(95, 87))))))),
             case("offer", "O1: longer than MAX_OFFER_BYTES", given(known + bytes(params.MAX_OFFER_BYTES))),
             case("offer", "O2: no bytes", given(b"")),
             case("offer", "O2: a byte behind", given(known + b"\0")),
@@ -741,11 +835,7 @@ def offers() -> str:
             case("offer", "O5: an earlier one", given(known, sealed(later))),
             case("offer", "O6: newer by less than OFFER_MIN_INTERVAL", given(sealed(hurried), known)),
         ],
-    )
-
-
-def _fields(record: Any) -> dict[str, Json]:
-    return {name: getattr(record, name) for name in record.__dataclass_fields__}
+    )  # fmt: skip
 
 
 def records() -> str:
@@ -820,8 +910,129 @@ def exchange_given(view: str, moves: list[Move]) -> dict[str, Json]:
     return {"view": view, "moves": [{"by": by, "message": to_json(message)} for by, message in moves]}
 
 
+def asking(request: Message, **changes: Json) -> Move:
+    """A query with another payload."""
+    return R, replace(QUERY, payload=encode(request), **changes)
+
+
+ACCEPT: Move = (W, Accept(0, 0))
+PNG, PCM, WAV = "image/png", "audio/pcm;rate=8000", bytes(960)
+SHOWN = [(R, Input(0, bytes(64))), (R, Input(1, bytes(36)))]
+SEEING: list[Move] = [asking(SEEN), ACCEPT, *SHOWN]
+DRAWING: list[Move] = [asking(DRAWN), ACCEPT, (W, Begin(0, "emoji-64", 64)), (R, pay_for(Delivered(0, 0, sha(""))))]
+HEARING: list[Move] = [asking(HEARD), ACCEPT, (R, Input(0, WAV))]
+SAYING: list[Move] = [asking(SAID), ACCEPT, (W, Begin(22, "kokoro-82m", 64)), (R, pay_for(Delivered(22, 0, sha(""))))]
+PICTURE = [(W, Output(0, 0, PNG, b"\x89PNG")), (W, Output(1, 24, PNG, b"IEND"))]
+
+
+def media_exchanges() -> tuple[list[tuple[str, str, list[Move]]], list[tuple[str, str, list[Move]]]]:
+    """Legal and illegal conversations with pictures and sounds."""
+    cancel, error = (R, Cancel()), (W, Error(15, "crashed", 0))
+    whole = (W, Done("stop", 0, 24, hashlib.sha256(b"\x89PNGIEND").digest()))
+    paid = (R, pay_for(Delivered(0, 24, hashlib.sha256(b"\x89PNGIEND").digest())))
+    limit_seen = len(encode(SEEN)) + 256 + 2 * 16_384
+    tenth = bytes(1_600)
+    legal: list[tuple[str, str, list[Move]]] = [
+        ("pictures, then a question about them", R, [
+            *SEEING, (W, Begin(900, "smolvlm-500m", 64)), (W, Chunk(0, 2, "A fox.")), (W, Done("stop", 900, 2, sha(
+                "A fox.")))]),
+        ("the same, inputs before any reply", W, [
+            asking(SEEN), *SHOWN, ACCEPT, (W, Begin(900, "smolvlm-500m", 64)), (W, Chunk(0, 2, "A fox."))]),
+        ("inputs between the replies", R, [asking(SEEN), SHOWN[0], (W, Accept(2, 9)), SHOWN[1], ACCEPT]),
+        ("refused while inputs come", W, [asking(SEEN), SHOWN[0], (W, Refuse(6, "busy", 1_500))]),
+        ("an input crossed the worker's error", W, [asking(SEEN), ACCEPT, SHOWN[0], error, SHOWN[1], (W, Settled(0))]),
+        ("cancelled before all inputs were sent", R, [
+            asking(SEEN), ACCEPT, SHOWN[0], cancel, (W, Done("cancelled", 0, 0, sha(""))), (W, Settled(0))]),
+        ("a query with pictures, continued", R, [
+            asking(SEEN, prefix="A red", prefix_tokens=2), ACCEPT, *SHOWN, (W, Begin(902, "smolvlm-500m", 64)),
+            (W, Chunk(0, 2, " fox."))]),
+        ("as many tokens as two pictures may be", R, [*SEEING, (W, Begin(limit_seen, "", 1))]),
+        ("a picture, with progress, paid", R, [
+            *DRAWING, (W, Progress(1, 24, b"")), (W, Chunk(0, 0, "")), (W, Progress(24, 24, b"\xff\xd8")),
+            (W, Output(1, 0, PNG, b"\x89PNG")), (W, Output(2, 24, PNG, b"IEND")), whole, paid, (W, Settled(72))]),
+        ("a picture cancelled on the way: nothing is owed", R, [
+            *DRAWING, PICTURE[0], cancel, (W, Progress(2, 24, b"")), (W, Done("cancelled", 0, 0, hashlib.sha256(
+                b"\x89PNG").digest())), (W, Settled(0))]),
+        ("the cancel crossed the end of a picture", R, [*DRAWING, PICTURE[0], cancel, PICTURE[1], whole]),
+        ("a heartbeat behind a picture", R, [*DRAWING, *PICTURE, (W, Chunk(2, 24, "")), whole]),
+        ("a picture that the worker chose the size of", R, [
+            asking(replace(DRAWN, width=0, height=0, steps=0)), ACCEPT, (W, Begin(0, "", 64)),
+            (W, Output(0, 9_600, PNG, b"\x89PNG"))]),
+        ("a picture's size rounded up", R, [
+            asking(replace(DRAWN, width=257, height=1, steps=1)), ACCEPT, (W, Begin(0, "", 64)),
+            (W, Output(0, 1, PNG, b"\x89PNG"))]),
+        ("sound to text", R, [
+            *HEARING, (W, Begin(20, "whisper", 64)), (W, Chunk(0, 9, "WEBVTT\n")), (W, Done("stop", 20, 9, sha(
+                "WEBVTT\n")))]),
+        ("text to sound", R, [
+            *SAYING, (W, Output(0, 1, PCM, tenth)), (W, Output(1, 2, PCM, bytes(1))), (W, Done(
+                "stop", 22, 2, hashlib.sha256(bytes(1_601)).digest()))]),
+        ("text to sound, 22,050 samples a second", R, [
+            *SAYING, (W, Output(0, 2, "audio/pcm;rate=22050", bytes(4_411)))]),
+        ("text to sound, 48,000 samples a second", R, [*SAYING, (W, Output(0, 1, "audio/pcm;rate=48000", tenth))]),
+        ("a payload that is no request, refused", R, [
+            (R, replace(QUERY, payload=b"\x91\x27")), (W, Refuse(12, "no request", 0))]),
+        ("a payload that is nothing, accepted and given up", R, [
+            (R, replace(QUERY, payload=b"\xc1")), ACCEPT, (W, Error(12, "no request", 0)), (W, Settled(0))]),
+    ]  # fmt: skip
+    said = (W, Output(0, 1, PCM, tenth))
+    illegal: list[tuple[str, str, list[Move]]] = [
+        ("an input before the query", W, [SHOWN[0]]),
+        ("an input from the worker", R, [asking(SEEN), (W, SHOWN[0][1])]),
+        ("an input for a chat", W, [*ASKED, SHOWN[0]]),
+        ("an input for a payload that is no request", W, [(R, replace(QUERY, payload=b"\x91\x27")), SHOWN[0]]),
+        ("input 1 first", W, [asking(SEEN), (R, Input(1, b"a"))]),
+        ("input 0 twice", W, [asking(SEEN), SHOWN[0], (R, Input(0, b"a"))]),
+        ("more bytes than the media have", W, [asking(SEEN), SHOWN[0], (R, Input(1, bytes(37)))]),
+        ("an input when all are there", W, [*SEEING, (R, Input(2, b"a"))]),
+        ("an input after begin", W, [*SEEING, (W, Begin(9, "", 64)), (R, Input(2, b"a"))]),
+        ("an input after a cancel", W, [asking(SEEN), cancel, SHOWN[0]]),
+        ("an input after a refusal", W, [asking(SEEN), (W, Refuse(6, "", 0)), SHOWN[0]]),
+        ("begin without the inputs", R, [asking(SEEN), ACCEPT, (W, Begin(9, "", 64))]),
+        ("begin with half of the inputs", R, [asking(SEEN), ACCEPT, SHOWN[0], (W, Begin(9, "", 64))]),
+        ("begin with half of the inputs, cancelled", R, [
+            asking(SEEN), ACCEPT, SHOWN[0], cancel, (W, Begin(9, "", 64))]),
+        ("begin for a payload that is no request", R, [
+            (R, replace(QUERY, payload=b"\x91\x27")), ACCEPT, (W, Begin(0, "", 64))]),
+        ("more tokens than two pictures may be", R, [*SEEING, (W, Begin(limit_seen + 1, "", 1))]),
+        ("a picture's words counted", R, [asking(DRAWN), ACCEPT, (W, Begin(1, "", 64))]),
+        ("more tenths of a second than the sound can have", R, [*HEARING, (W, Begin(21, "", 64))]),
+        ("more bytes than the text has", R, [asking(SAID), ACCEPT, (W, Begin(23, "", 64))]),
+        ("progress before begin", R, [asking(DRAWN), ACCEPT, (W, Progress(0, 0, b""))]),
+        ("progress after the last word", R, [*DRAWING, *PICTURE, whole, (W, Progress(0, 0, b""))]),
+        ("progress from the requester", W, [*DRAWING, (R, Progress(0, 0, b""))]),
+        ("an output before begin", R, [asking(DRAWN), ACCEPT, PICTURE[0]]),
+        ("an output before begin, cancelled", R, [asking(DRAWN), ACCEPT, cancel, PICTURE[0]]),
+        ("an output after the last word", R, [*DRAWING, *PICTURE, whole, (W, Output(2, 24, PNG, b"a"))]),
+        ("output 1 first", R, [*DRAWING, PICTURE[1]]),
+        ("an output with the index of a heartbeat", R, [*DRAWING, (W, Chunk(0, 0, "")), PICTURE[0]]),
+        ("a picture in a chat", R, [*BEGUN, PICTURE[0]]),
+        ("sound in a transcript", R, [*HEARING, (W, Begin(20, "", 64)), said]),
+        ("text in the place of a picture", R, [*DRAWING, (W, Chunk(0, 0, "a fox"))]),
+        ("a picture that is a page", R, [*DRAWING, (W, Output(0, 0, "text/html", b"<script>"))]),
+        ("sound in the place of a picture", R, [*DRAWING, said]),
+        ("a picture in the place of sound", R, [*SAYING, PICTURE[0]]),
+        ("sound of another kind", R, [*SAYING, (W, Output(0, 0, "audio/mpeg", b"ID3"))]),
+        ("sound whose rate changes", R, [*SAYING, said, (W, Output(1, 1, "audio/pcm;rate=48000", tenth))]),
+        *((f"sound with a rate of {rate!r}", R, [*SAYING, (W, Output(0, 0, f"audio/pcm;rate={rate}", tenth))])
+          for rate in ("", "0", "7999", "48001", "024000", "24000 ", "-24000", "٢٤٠٠٠")),
+        ("more sound than the bytes can hold", R, [*SAYING, (W, Output(0, 2, PCM, tenth))]),
+        ("more sound than the bytes can hold at their rate", R, [
+            *SAYING, (W, Output(0, 2, "audio/pcm;rate=22050", bytes(4_410)))]),
+        ("sound before there is any", R, [*SAYING, (W, Chunk(0, 1, ""))]),
+        ("a picture before there is any", R, [*DRAWING, (W, Chunk(0, 24, ""))]),
+        ("a larger picture than was asked for", R, [*DRAWING, (W, Output(0, 25, PNG, b"\x89PNG"))]),
+        ("a picture counted before its end", R, [
+            *DRAWING, (W, Output(0, 24, PNG, b"\x89PNG")), (W, Output(1, 24, PNG, b"IEND"))]),
+        ("falling counts of sound", R, [*SAYING, said, (W, Output(1, 0, PCM, tenth))]),
+        ("done with the digest of the text alone", R, [*SAYING, said, (W, Done("stop", 22, 1, sha("")))]),
+    ]  # fmt: skip
+    return legal, illegal
+
+
 def exchanges() -> str:
     """exchange.json"""
+    media_legal, media_illegal = media_exchanges()
     empty = sha("")
     refuse, error, cancel = (W, Refuse(6, "busy", 1_500)), (W, Error(15, "crashed", 0)), (R, Cancel())
     pay = PAID[0]
@@ -895,8 +1106,11 @@ def exchanges() -> str:
         "exchange",
         "Conversations as one side sees them; in the failing ones the last move is illegal.",
         [
-            *(case("exchange", name, exchange_given(view, moves)) for name, view, moves in legal),
-            *(failing("exchange", name, "IllegalMove", exchange_given(view, moves)) for name, view, moves in illegal),
+            *(case("exchange", name, exchange_given(view, moves)) for name, view, moves in legal + media_legal),
+            *(
+                failing("exchange", name, "IllegalMove", exchange_given(view, moves))
+                for name, view, moves in illegal + media_illegal
+            ),
         ],
     )
 
@@ -904,35 +1118,83 @@ def exchanges() -> str:
 def queries() -> str:
     """query.json"""
 
-    def given(query: Query, request: ChatRequest = CHAT) -> dict[str, Json]:
-        return {"query": to_json(query), "request": to_json(request)}
+    def given(query: Query, offered: int = 1_024) -> dict[str, Json]:
+        return {"query": to_json(query), "offered": offered}
 
-    def query_like(**changes: Json) -> Query:
-        return Query(**{**_fields(QUERY), **changes})
+    def about(request: Message, **changes: Json) -> dict[str, Json]:
+        return given(replace(QUERY, payload=encode(request), **changes))
 
-    def chat(*turns: Turn) -> ChatRequest:
-        return ChatRequest(**{**_fields(CHAT), "turns": turns})
+    def chat(*turns: Turn, **changes: Json) -> dict[str, Json]:
+        return about(replace(CHAT, turns=turns, **changes))
+
+    def shows(kind: str, turn: int, *turns: Turn) -> dict[str, Json]:
+        return about(replace(SEEN, turns=turns or SEEN.turns, media=(Media(kind, 5, turn),)))
+
+    def hears(size: int) -> dict[str, Json]:
+        return about(replace(HEARD, media=(Media("audio", size, 0),)))
 
     blank, answer, question = Turn("user", " \n"), Turn("assistant", "Paris."), Turn("user", "Why?")
+    largest = params.MAX_INPUT_BYTES
+    half, more = Media("image", largest // 2, 1), Media("image", largest // 2 + 1, 1)
+    good = [
+        ("paid", given(QUERY)),
+        ("free", given(FREE_QUERY)),
+        ("continued", given(replace(QUERY, prefix="Das heißt", prefix_tokens=4))),
+        ("a prefix whose tokens nobody counted", given(replace(QUERY, prefix="a"))),
+        ("unknown optional features", given(replace(QUERY, features=(1, 65_535)))),
+        ("a longer conversation", chat(Turn("user", "Capital?"), answer, question)),
+        ("blanks, and something else", chat(question, blank)),
+        ("as long an answer as is offered", chat(question, max_tokens=0)),
+        ("a longer answer than is offered", chat(question, max_tokens=4_096)),
+        ("pictures", about(SEEN)),
+        ("pictures, continued", about(SEEN, prefix="A red", prefix_tokens=2)),
+        ("a picture without words", shows("image", 0, blank)),
+        ("a picture in an earlier turn", shows("image", 0, question, answer, question)),
+        ("pictures of the most bytes", about(replace(SEEN, media=(half, half)))),
+        ("a picture to make", about(DRAWN)),
+        ("a picture of the worker's choice", about(ImagineRequest("x", "", 0, 0, 0, 0, 0, 0))),
+        ("a large picture", given(replace(QUERY, payload=encode(replace(DRAWN, width=2_048))), 4_096)),
+        ("a small picture", about(replace(DRAWN, width=1, height=1, steps=1))),
+        ("sound to text", about(HEARD)),
+        ("49 bytes of sound", hears(49)),
+        ("50 bytes of sound", hears(50)),
+        ("sound of the most bytes", hears(largest)),
+        ("text to sound", about(SAID)),
+        ("a realm of an operator's own", about(SAID, realm=RealmId("$READERS"))),
+    ]
+    invalid = [
+        ("prefix_tokens without a prefix", given(replace(QUERY, prefix_tokens=1))),
+        ("another role", chat(Turn("tool", "x"), question)),
+        ("nothing to answer", chat(question, answer)),
+        ("nothing but blanks", chat(blank)),
+        ("a payload that is no message", given(replace(QUERY, payload=b"\xc1"))),
+        ("a payload that is no request", given(replace(QUERY, payload=encode(Cancel())))),
+        ("a request in another encoding", given(replace(QUERY, payload=b"\xdc\x00\x0b" + encode(CHAT)[1:]))),
+        ("a conversation about pictures that ends with the answer", shows("image", 0, question, answer)),
+        ("a picture that is a sound", shows("audio", 1)),
+        ("a picture in the system's turn", shows("image", 0)),
+        ("a picture in the assistant's turn", shows("image", 1, question, answer, question)),
+        ("a picture in a turn that is not there", shows("image", 2)),
+        ("pictures of too many bytes", about(replace(SEEN, media=(half, more)))),
+        ("eight pictures of 16 MiB", about(replace(SEEN, media=(Media("image", largest, 1),) * 8))),
+        ("a blank prompt", about(replace(DRAWN, prompt=" \n"))),
+        ("a picture with a prefix", about(DRAWN, prefix="a")),
+        ("a picture to be transcribed", about(replace(HEARD, media=(IMAGE,)))),
+        ("a transcript with a prefix", about(HEARD, prefix="Guten", prefix_tokens=1)),
+        ("blank text", about(replace(SAID, text="\t"))),
+        ("speech with a prefix", about(SAID, prefix="a")),
+    ]
     return vector_file(
         "query",
-        "The rules of a query that need no state.",
+        "The rules of a query that need no state, and what it may cost.",
         [
-            case("query", "paid", given(QUERY)),
-            case("query", "free", given(FREE_QUERY)),
-            case("query", "continued", given(query_like(prefix="Das heißt", prefix_tokens=4))),
-            case("query", "a prefix whose tokens nobody counted", given(query_like(prefix="a"))),
-            case("query", "unknown optional features", given(query_like(features=(1, 65_535)))),
-            case("query", "a longer conversation", given(QUERY, chat(Turn("user", "Capital?"), answer, question))),
-            case("query", "blanks, and something else", given(QUERY, chat(question, blank))),
-            failing("query", "an unknown required feature", "UNSUPPORTED_FEATURE", given(query_like(features=(1, 2)))),
-            failing("query", "feature 0", "UNSUPPORTED_FEATURE", given(query_like(features=(0,)))),
-            failing("query", "prefix_tokens without a prefix", "INVALID_REQUEST", given(query_like(prefix_tokens=1))),
-            failing("query", "another role", "INVALID_REQUEST", given(QUERY, chat(Turn("tool", "x"), question))),
-            failing("query", "nothing to answer", "INVALID_REQUEST", given(QUERY, chat(question, answer))),
-            failing("query", "nothing but blanks", "INVALID_REQUEST", given(QUERY, chat(blank))),
+            *(case("query", name, inputs) for name, inputs in good),
+            failing("query", "an unknown required feature", "UNSUPPORTED_FEATURE", given(
+                replace(QUERY, features=(1, 2)))),
+            failing("query", "feature 0", "UNSUPPORTED_FEATURE", given(replace(QUERY, features=(0,)))),
+            *(failing("query", name, "INVALID_REQUEST", inputs) for name, inputs in invalid),
         ],
-    )
+    )  # fmt: skip
 
 
 def transcripts() -> str:
@@ -1014,7 +1276,7 @@ def query_example() -> str:
 
 
 def _spoken(message: Message) -> str:
-    shown = {name: value for name, value in _fields(message).items() if not isinstance(value, bytes) and value != ()}
+    shown = {name: value for name, value in vars_of(message).items() if not isinstance(value, bytes) and value != ()}
     return " ".join([type(message).__name__, *(f"{name}={json.dumps(value)}" for name, value in shown.items())])
 
 

@@ -11,14 +11,14 @@ from typing import Any
 from ledger_runners import LEDGER_RUNNERS
 from vector_json import from_json, to_json
 
-from protocol import exchange
+from protocol import exchange, requests
 from protocol.codec import decode, encode
 from protocol.errors import ProtocolError, Refused
 from protocol.framing import FrameReader
 from protocol.gossip import judge_offer
 from protocol.ids import FederationId, NodeId, QueryId, node_id, parse_peer_id, peer_id, realm_id
 from protocol.ledger.orders import MissingPredecessor
-from protocol.messages import ChatRequest, Query
+from protocol.messages import Query
 from protocol.offers import newest_record, open_offer, record_valid
 from protocol.signing import Signer, open_envelope, signed_bytes, verify
 
@@ -145,12 +145,19 @@ def _feed(conversation: exchange.Conversation, move: dict[str, Json]) -> None:
 
 
 def queries(given: dict[str, Json]) -> Json:
-    """A query and its payload -> whether it is paid, and the longest prompt that a worker may count."""
-    query, request = from_json(given["query"]), from_json(given["request"])
-    assert isinstance(query, Query) and isinstance(request, ChatRequest)
+    """A query with its payload -> whether it is paid, what belongs to it, and the most that both sides may count."""
+    query = from_json(given["query"])
+    assert isinstance(query, Query)
     exchange.check_query(query)
-    exchange.check_chat(request)
-    return {"paid": exchange.is_paid(query), "prompt_token_limit": exchange.prompt_token_limit(query)}
+    request = requests.read_request(query)
+    requests.check_request(request, query.prefix)
+    return {
+        "paid": exchange.is_paid(query),
+        "request": requests.request_number(request),
+        "input_bytes": requests.input_bytes(request),
+        "most_units_in": requests.most_units_in(query, request),
+        "most_units_out": requests.most_units_out(request, given["offered"]),
+    }
 
 
 def transcripts(given: dict[str, Json]) -> Json:

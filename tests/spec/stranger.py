@@ -13,6 +13,7 @@ from typing import Any
 
 import chapters
 import edwards
+import stranger_units
 
 Json = Any
 
@@ -35,8 +36,6 @@ LIMITS = {row[0]: row[1] for row in chapters.all_rows("07-registries.md", "## Li
 TABLES = {table.name: table for table in chapters.message_tables()}
 NAMES = {int(table.number): table.name for table in TABLES.values() if table.number != "record"}
 MAX_DEPTH = chapters.number(LIMITS["MAX_DEPTH"])
-PREFIX_TOKEN_ALLOWANCE = chapters.number(LIMITS["PREFIX_TOKEN_ALLOWANCE"])
-MAX_STOP_BYTES = chapters.number(LIMITS["MAX_STOP_BYTES"])
 
 
 # --- chapter 02: values ------------------------------------------------------------------------------
@@ -177,7 +176,7 @@ def _field(kind: str, bounds: str, value: Json) -> Json:
 
 
 def _within(number: int, bounds: str) -> bool:
-    ends = bounds.removesuffix(" bytes").removesuffix(" elements").split(" … ")
+    ends = re.sub(" (byte|element)s?$", "", bounds).split(" … ")
     return chapters.number(ends[0]) <= number <= chapters.number(ends[-1])
 
 
@@ -251,14 +250,16 @@ MOVES = {row[:3]: row[3] for row in chapters.table_after("04-query.md", "## The 
 
 
 class Conversation:
-    """The table of legal moves and the five rules below it."""
+    """The table of legal moves and the nine rules below it."""
 
     def __init__(self) -> None:
         self.state = "START"
         self.units_in = self.units_out = 0
-        self.text = b""
-        self._chunks = 0
-        self._prompt_limit = 0
+        self.delivered = b""
+        self.answer = stranger_units.Answer()
+        self._query_moved: dict[str, Json] = {}
+        self._request: dict[str, Json] | None = None
+        self._parts = self._inputs = self._missing = 0
         self._begun = False
 
     def move(self, by: str, message: dict[str, Json]) -> None:
@@ -272,21 +273,48 @@ class Conversation:
         self.state = following
 
     def _query(self, query: dict[str, Json]) -> None:
-        self._prompt_limit = len(query["payload"]) // 2 + len(query["prefix"].encode()) + PREFIX_TOKEN_ALLOWANCE
+        self._query_moved = query
+        try:
+            payload = decode(bytes.fromhex(query["payload"]), chapters.number(LIMITS["MAX_FRAME_BYTES"]))
+        except Malformed:
+            return
+        if payload["type"] in stranger_units.REQUESTS:
+            self._request = payload
+            self._missing = sum(one["size"] for one in payload.get("media", []))
+
+    def _input(self, part: dict[str, Json]) -> None:
+        self._missing -= len(part["data"]) // 2
+        self._require(part["index"] == self._inputs and self._missing >= 0)
+        self._inputs += 1
 
     def _begin(self, begin: dict[str, Json]) -> None:
-        self._require(begin["units_in"] <= self._prompt_limit and not self._begun)
+        self._require(self._request is not None and not self._missing and not self._begun)
+        self._require(begin["units_in"] <= stranger_units.most_in(self._query_moved, self._request or {}))
         self._begun, self.units_in = True, begin["units_in"]
 
     def _chunk(self, chunk: dict[str, Json]) -> None:
-        text = self.text + chunk["text"].encode()
-        self._require(self._begun and chunk["index"] == self._chunks)
-        self._require(self.units_out <= chunk["units_out"] <= len(text) + PREFIX_TOKEN_ALLOWANCE + MAX_STOP_BYTES)
-        self._chunks, self.units_out, self.text = self._chunks + 1, chunk["units_out"], text
+        self._part(chunk, chunk["text"].encode(), "")
+
+    def _output(self, output: dict[str, Json]) -> None:
+        self._part(output, bytes.fromhex(output["data"]), output["media_type"])
+
+    def _part(self, part: dict[str, Json], content: bytes, media_type: str) -> None:
+        request = self._request
+        self._require(request is not None and self._begun and part["index"] == self._parts)
+        assert request is not None
+        answer = self.answer
+        if content:
+            counted_whole = request["type"] == "ImagineRequest" and self.units_out > 0
+            self._require(answer.may_go_on_with(request, media_type) and not counted_whole)
+            answer = answer.with_more(len(content), media_type)
+        self._require(answer.data <= chapters.number(LIMITS["MAX_OUTPUT_BYTES"]))
+        self._require(self.units_out <= part["units_out"] <= answer.most_out(request))
+        self._parts, self.units_out, self.answer = self._parts + 1, part["units_out"], answer
+        self.delivered += content
 
     def _done(self, done: dict[str, Json]) -> None:
         named = (done["units_in"], done["units_out"], done["digest"])
-        self._require(named == (self.units_in, self.units_out, hashlib.sha256(self.text).hexdigest()))
+        self._require(named == (self.units_in, self.units_out, hashlib.sha256(self.delivered).hexdigest()))
 
     def _require(self, good: bool) -> None:
         if not good:
@@ -333,7 +361,7 @@ def _exchange(given: dict[str, Json]) -> Json:
         "state": conversation.state,
         "units_in": conversation.units_in,
         "units_out": conversation.units_out,
-        "digest": hashlib.sha256(conversation.text).hexdigest(),
+        "digest": hashlib.sha256(conversation.delivered).hexdigest(),
     }
 
 

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 import stranger
+import stranger_units
 from stranger import BadSignature, Malformed
 from stranger_ledger import Message, limit, require, sign, usable
 
@@ -141,15 +142,49 @@ def _newest_record(given: dict[str, Json]) -> Json:
 
 
 def _query(given: dict[str, Json]) -> Json:
-    query, request = given["query"], given["request"]
+    query = given["query"]
     require(all(feature % 2 for feature in query["features"]), "UNSUPPORTED_FEATURE")
     require(bool(query["prefix"]) or query["prefix_tokens"] == 0, "INVALID_REQUEST")
-    turns = request["turns"]
+    request = _request(query["payload"])
+    require(_good(request), "INVALID_REQUEST")
+    require(not query["prefix"] or request["type"] in stranger_units.CONVERSATIONS, "INVALID_REQUEST")
+    sizes = [media["size"] for media in request.get("media", [])]
+    require(sum(sizes) <= limit("MAX_INPUT_BYTES"), "INVALID_REQUEST")
+    return {
+        "paid": query["channel"] != "00" * 32,
+        "request": int(stranger.TABLES[request["type"]].number),
+        "input_bytes": sum(sizes),
+        "most_units_in": stranger_units.most_in(query, request),
+        "most_units_out": stranger_units.most_out(request, given["offered"]),
+    }
+
+
+def _request(payload: str) -> Message:
+    try:
+        request = stranger.decode(bytes.fromhex(payload), limit("MAX_FRAME_BYTES"))
+    except Malformed:
+        request = {"type": ""}
+    require(request["type"] in stranger_units.REQUESTS, "INVALID_REQUEST")
+    return request
+
+
+def _good(request: Message) -> bool:
+    """The check table's rules for each kind."""
+    if request["type"] in stranger_units.CONVERSATIONS:
+        return _good_conversation(request, request["turns"])
+    if request["type"] == "TranscribeRequest":
+        return bool(request["media"][0]["kind"] == "audio")
+    return bool((request["prompt"] if request["type"] == "ImagineRequest" else request["text"]).strip())
+
+
+def _good_conversation(request: Message, turns: Json) -> bool:
     roles = [turn["role"] for turn in turns]
-    good = set(roles) <= {"system", "user", "assistant"} and roles[-1] != "assistant"
-    require(good and any(turn["text"].strip() for turn in turns), "INVALID_REQUEST")
-    most = len(query["payload"]) // 2 + len(query["prefix"].encode()) + stranger.PREFIX_TOKEN_ALLOWANCE
-    return {"paid": query["channel"] != "00" * 32, "prompt_token_limit": most}
+    if not set(roles) <= {"system", "user", "assistant"} or roles[-1] == "assistant":
+        return False
+    if request["type"] == "ChatRequest":
+        return any(turn["text"].strip() for turn in turns)
+    shown = request["media"]
+    return all(one["kind"] == "image" and roles[one["turn"] : one["turn"] + 1] == ["user"] for one in shown)
 
 
 def _transcript(given: dict[str, Json]) -> Json:

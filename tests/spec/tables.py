@@ -61,7 +61,7 @@ def number_text(value: int) -> str:
 
 def _span(bounds: Length, unit: str) -> str:
     if bounds.low == bounds.high:
-        return f"{bounds.low:,} {unit}"
+        return f"{bounds.low:,} {unit if bounds.low > 1 else unit.removesuffix('s')}"
     return f"{bounds.low:,} … {bounds.high:,} {unit}"
 
 

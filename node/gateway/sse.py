@@ -1,0 +1,77 @@
+"""Server-sent events.
+
+Rule: until the first byte is out an error is an HTTP status; after it, it is an error event in the stream.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from node.gateway.bridge import NodeStopping
+from node.gateway.failures import ApiError
+
+log = logging.getLogger("mtor.gateway")
+
+DONE_EVENT = b"data: [DONE]\n\n"
+
+
+def event(data: dict[str, Any]) -> bytes:
+    """One event."""
+    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode(errors="replace") + b"\n\n"
+
+
+class EventStream:
+    """An answer in events. `headers` is asked when the first of them goes out."""
+
+    def __init__(self, request: web.Request, headers: Callable[[], Mapping[str, str]]) -> None:
+        self._request = request
+        self._headers = headers
+        self.response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+
+    @property
+    def begun(self) -> bool:
+        """True once the headers are out."""
+        return self.response.prepared
+
+    async def send(self, data: dict[str, Any]) -> None:
+        """One event."""
+        await self.write(event(data))
+
+    async def waiting(self) -> None:
+        """A comment, so that proxies do not hang up."""
+        await self.write(b": waiting\n\n")
+
+    async def write(self, data: bytes) -> None:
+        """Bytes that are whole events."""
+        if not self.response.prepared:
+            self.response.headers.update(self._headers())
+            await self.response.prepare(self._request)
+        await self.response.write(data)
+
+    async def run(self, work: Callable[[], Awaitable[None]]) -> web.StreamResponse:
+        """Do the work that sends the events, and end the stream. Raises what happens before the first byte."""
+        try:
+            await work()
+        except ConnectionError:
+            raise  # the client went away: there is nobody to tell
+        except Exception as error:
+            if not self.begun:
+                raise
+            await self.send(_told(error).body())
+        await self.response.write_eof()
+        return self.response
+
+
+def _told(error: Exception) -> ApiError:
+    """What the client is told of a failure when the headers are out already: a second answer would be noise."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, NodeStopping):
+        return ApiError(503, "the node is stopping", code="stopping")
+    log.error("an answer failed", exc_info=error)
+    return ApiError(500, "the answer ended without a last word", code="internal")
