@@ -178,7 +178,7 @@ def test_each_form_of_question_is_answered_from_what_was_seen(question: str, tol
 
 
 def test_of_a_very_long_question_the_beginning_counts() -> None:
-    assert "“Stop”" in ask(eyes(DOG, "Stop"), "Read this: " + "do you does it " * 20_000)
+    assert "sure on average):\nStop" in ask(eyes(DOG, "Stop"), "Read this: " + "do you does it " * 20_000)
     assert "main colours" in ask(eyes(DOG), "do you does it " * 20_000 + "How big is it?")
 
 
@@ -200,9 +200,9 @@ def test_a_thing_is_found_in_the_part_that_looks_like_it() -> None:
     "question", ["Is there a person?", "How many people are there?", "Where are the faces?", "Who is it?"]
 )
 def test_of_people_the_faces_are_told(question: str) -> None:
-    faces = (Face(0, 0, 200), Face(800, 600, 100))  # of a picture that is shown at half its size
-    answer = ask(eyes(DOG, faces=faces), question, plain("red", (4_096, 2_048)))
-    assert "It shows 2 faces seen from the front: upper left (400 pixels wide), middle (200 pixels wide)." in answer
+    faces = (Face(0, 0, 20), Face(1_000, 50, 28))  # of a picture that is shown at half its size
+    answer = ask(eyes(DOG, faces=faces), question, plain("red", (4_096, 256)))
+    assert "It shows 2 faces seen from the front: upper left (40 pixels wide), middle (56 pixels wide)." in answer
     assert "is not judged" in answer
 
 
@@ -224,8 +224,8 @@ def test_units_are_tiles_and_words() -> None:
     events = list(respond(eyes(), vision_request("How big is it?"), "", [plain("red", (65, 32))]))
     assert check_counts(events).units_in == 3 + 4
     assert check_counts(events).units_out == len(text_of(events).split())
-    large = list(respond(eyes(), vision_request(""), "", [plain("red", (4_096, 2_048))]))
-    assert check_counts(large).units_in == 32 * 16  # looked at with 1,024 pixels a side
+    large = list(respond(eyes(), vision_request(""), "", [plain("red", (4_096, 256))]))
+    assert check_counts(large).units_in == 32 * 2  # looked at with 1,024 pixels a side
 
 
 @pytest.mark.parametrize("words", [1, 7])
