@@ -139,7 +139,7 @@ def serving() -> Iterator[World]:
                 data = data[: world.drop_after.pop(0)]
                 self.close_connection = True
             with contextlib.suppress(ConnectionError):  # a client that has read enough
-            self.wfile.write(data)
+                self.wfile.write(data)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     world.url = f"http://127.0.0.1:{server.server_address[1]}"
