@@ -78,7 +78,7 @@ def examine(data: Path, config_path: Path | None = None) -> list[Finding]:
         return [*machine, Finding("bad", "configuration", str(error), fix), *about_node]
     told = f"{path} has no mistakes" if path.exists() else "no realms.yml: the defaults hold"
     findings = [*machine, Finding("ok", "configuration", told), *about_node]
-    findings += _models(ModelStore(models_folder(data)), config.realms, cards, running)
+    findings += _models(ModelStore(models_folder(data)), config.local_models, cards, running)
     if not running:
         findings += _ports(config)
     return [*findings, *_gateway(data, config), *_listening(config), *_joining(config)]

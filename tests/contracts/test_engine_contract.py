@@ -1,10 +1,10 @@
-"""What every engine promises, asked of the fake one and of the real one in its child process."""
+"""What every engine promises, asked of the fake one, of the real one in its child process and of outer servers."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,19 @@ from node.engines.process import ModelFolder, ProcessEngine
 from node.engines.requests import chat_request
 from node.engines.tiny import make_tiny_model
 from protocol.errors import ErrorCode
+from tests.outer.world import RunningServer, model_of, running, running_server
 
 PLENTY = 1_000_000
 ASKED = chat_request("hello there", max_tokens=24)
 
 
 @asynccontextmanager
-async def _fake(folder: Path) -> AsyncIterator[Engine]:
+async def _fake(folder: Path, server: RunningServer) -> AsyncIterator[Engine]:
     yield FakeEngine()
 
 
 @asynccontextmanager
-async def _process(folder: Path) -> AsyncIterator[Engine]:
+async def _process(folder: Path, server: RunningServer) -> AsyncIterator[Engine]:
     engine = ProcessEngine(ModelFolder("tiny", folder, bytes(32)), device="cpu", threads=1)
     async with trio.open_nursery() as nursery:
         await nursery.start(engine.run)
@@ -43,10 +44,28 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=[_fake, _process], ids=["fake", "process"])
-async def engine(request: pytest.FixtureRequest, tiny_folder: Path) -> AsyncGenerator[Engine, None]:
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    """Speaks as llama.cpp's server and as vLLM do."""
+    with running_server() as running_one:
+        yield running_one
+
+
+def _server(model: str) -> Callable[[Path, RunningServer], AbstractAsyncContextManager[Engine]]:
+    def made(folder: Path, server: RunningServer) -> AbstractAsyncContextManager[Engine]:
+        return running(model_of(server, model=model))
+
+    return made
+
+
+@pytest.fixture(
+    params=[_fake, _process, _server("tiny-llama"), _server("tiny-vllm")], ids=["fake", "process", "llama", "vllm"]
+)
+async def engine(
+    request: pytest.FixtureRequest, tiny_folder: Path, server: RunningServer
+) -> AsyncGenerator[Engine, None]:
     with trio.fail_after(60):
-        async with request.param(tiny_folder) as made:
+        async with request.param(tiny_folder, server) as made:
             yield made
 
 

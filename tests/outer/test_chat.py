@@ -41,7 +41,7 @@ async def test_what_the_server_says_of_its_model_is_offered(server: RunningServe
         async with running(model_of(server, model=model)) as engine:
             assert (engine.ready, engine.info.name, engine.info.context_tokens) == (True, model, context)
             assert engine.info.device.kind == "outer" and engine.info.digest == bytes(32)
-    async with running(model_of(server, model="tiny-plain", options={"context_tokens": "1000"})) as engine:
+    async with running(model_of(server, model="tiny-plain", context_tokens=1_000)) as engine:
         assert engine.info.context_tokens == 1_000
 
 

@@ -48,11 +48,11 @@ SERVES: Mapping[str, tuple[type[Message], ...]] = {
 }
 USUAL = {"$CHAT": "chat", "$VISION": "vision", "$IMAGINE": "imagine"}  # of a realm whose line does not say
 OPTIONS: Mapping[str, frozenset[str]] = {
-    "openai": frozenset({"serves", "context_tokens", "continuation", "steps", "voice"}),
+    "openai": frozenset({"serves", "continuation", "steps", "voice"}),
     "a1111": frozenset({"serves", "steps", "side", "guidance", "sampler"}),
-    "predict": frozenset({"serves", "context_tokens", "model_type", "type", "steps"}),
+    "predict": frozenset({"serves", "model_type", "type", "steps"}),
 }
-NUMERIC = ("context_tokens", "steps", "side")
+NUMERIC = ("steps", "side")
 CONTINUATIONS = ("auto", "prefill", "flags", "none")
 
 
@@ -69,6 +69,7 @@ class OuterModel:
     key_file: Path | None = None
     max_response_bytes: int = MAX_RESPONSE_BYTES
     allowed: tuple[Network, ...] = LOOPBACK
+    context_tokens: int = 0  # 0: as the server says
     read_seconds: float = READ_SECONDS  # without a byte of a chat answer
     first_pause_seconds: float = FIRST_PAUSE_SECONDS  # before a second attempt
 
@@ -88,8 +89,7 @@ def outer_engine(model: OuterModel, environment: Mapping[str, str]) -> OuterEngi
         server = SERVERS[model.engine](OuterHttp(access), model.model, model.options)
     except ValueError as error:
         raise EngineStartError(f"{model.model}: {error}") from None
-    context = int(model.options.get("context_tokens", 0))
-    return OuterEngine(model.model, server, tuple(NUMBERS[kind] for kind in _kinds(model)), context)
+    return OuterEngine(model.model, server, tuple(NUMBERS[kind] for kind in _kinds(model)), model.context_tokens)
 
 
 def _kinds(model: OuterModel) -> Sequence[type[Message]]:
