@@ -32,7 +32,7 @@ from protocol.messages import ImagineRequest
 FORMAT = "mtor-emoji-1"
 SIDES = (64, 128, 256, 512)  # pixels
 DEFAULT_SIDE, DEFAULT_STEPS, MOST_STEPS = 256, 24, 100
-DEFAULT_GUIDANCE = 2_500  # thousandths
+DEFAULT_GUIDANCE = 3_500  # thousandths
 MOST_UNITS = 512 * 512 * MOST_STEPS // 65_536  # nothing that the model takes is too much for it
 PLURALS = (("s", ""), ("es", ""), ("ies", "y"), ("ves", "f"))
 LEAST_HALF, LEAST_SLIP = 3, 6  # letters: shorter words are too near to others to be guessed at

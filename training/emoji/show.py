@@ -27,12 +27,12 @@ PROMPTS = (
     *("smiling face with heart eyes", "angry red face", "crying face", "blue dragon", "red house", "green robot"),
     *("kittens", "spaceship", "fruit", "sad cat", "tree in the snow", "wizard"),
 )
-CELL, CAPTION, COLUMNS = 128, 16, 9  # pixels, pixels, prompts a row
+CELL, CAPTION, COLUMNS = 64, 14, 12  # pixels, pixels, prompts a row
 CHART = (960, 400)  # pixels
 
 
 def paint(painter: EmojiPainter, prompt: str) -> Image.Image:
-    """One picture at 128 x 128."""
+    """One picture, at the size that the model paints."""
     request = ImagineRequest(prompt, "", CELL, CELL, 0, 0, SEED, 0)
     events = painter.answer(request, "", ())
     return Image.open(io.BytesIO(b"".join(event.data for event in events if isinstance(event, Data))))
@@ -46,7 +46,7 @@ def samples(painter: EmojiPainter) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for index, prompt in enumerate(PROMPTS):
         left, top = index % COLUMNS * CELL, index // COLUMNS * height
-        draw.text((left + 4, top + 2), prompt[:24], fill="black")
+        draw.text((left + 1, top + 1), prompt[:10], fill="black")
         for row, style in enumerate(STYLES):
             sheet.paste(paint(painter, f"{style} {prompt}"), (left, top + CAPTION + row * CELL))
     return sheet
