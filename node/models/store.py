@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -228,12 +229,13 @@ class ModelStore:
         self._installed(model)
         folder = self.root / model
         self._uses.release(self._use(model))
-        with alone(self._use(model)) as free:
-            if not free:
-                raise ModelError(f"{model} is in use by another process; stop the node that serves it first")
-            doomed = self.root / f".removing-{model}-{os.getpid()}"
-            folder.rename(doomed)
-        shutil.rmtree(doomed)
+        with self._writing():
+            with alone(self._use(model)) as free:
+                if not free:
+                    raise ModelError(f"{model} is in use by another process; stop the node that serves it first")
+                doomed = self.root / f".removing-{model}-{os.getpid()}"
+                folder.rename(doomed)
+            shutil.rmtree(doomed)
         self._seals.drop(model)
 
     async def look(self, reference: str) -> HubOffer:
@@ -258,8 +260,8 @@ class ModelStore:
         if copy or not await trio.Path(path).is_dir():
             return await self._store(LocalSource(path, name), progress)
         await progress(step("verify"))
-        self._prepare()
-        await trio.to_thread.run_sync(self._link, path, name)
+        with self._writing():
+            await trio.to_thread.run_sync(self._link, path, name)
         return name
 
     async def _source(self, reference: str, wish: PullWish) -> Source:
@@ -292,36 +294,37 @@ class ModelStore:
 
     async def _store(self, source: Source, progress: Progress) -> str:
         name = source.name
-        self._prepare()
-        async with turn(self.root / f".{name}.lock", progress):
-            if (self.root / name / MANIFEST).is_file():
-                await progress(step("verify"))
-                await trio.to_thread.run_sync(self.verify, name)
-                return name
-            with working_place(self.root, name) as place:
-                fetched = await source.fetch(place, progress)
-                await trio.to_thread.run_sync(self._take_in, name, fetched)
+        with self._writing():
+            self.root.mkdir(parents=True, exist_ok=True)
+            async with turn(self.root / f".{name}.lock", progress):
+                if (self.root / name / MANIFEST).is_file():
+                    await progress(step("verify"))
+                    await trio.to_thread.run_sync(self.verify, name)
+                else:
+                    with working_place(self.root, name) as place:
+                        fetched = await source.fetch(place, progress)
+                        await trio.to_thread.run_sync(self._take_in, name, fetched)
         return name
 
-    def _prepare(self) -> None:
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Say where the disk is at fault. Raises `ModelError`."""
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            yield
         except OSError as error:
-            raise ModelError(f"{self.root} cannot be made: {error}") from None
+            raise ModelError(f"the store {self.root} cannot be written: {error}") from None
 
     def _take_in(self, name: str, fetched: Fetched) -> None:
         """The last step: from here on the model is in the store, or it is not."""
-        try:
-            folder = fetched.folder
-            files = file_facts(folder, list(model_files(folder)))
-            write_manifest(Manifest(name, fetched.about, files, context_of(folder)), folder)
-            _replace_folder(folder, self.root / name)
-        except OSError as error:
-            raise ModelError(f"the model could not be written to {self.root}: {error}") from None
+        folder = fetched.folder
+        files = file_facts(folder, list(model_files(folder)))
+        write_manifest(Manifest(name, fetched.about, files, context_of(folder)), folder)
+        _replace_folder(folder, self.root / name)
 
     def _link(self, path: Path, name: str) -> None:
         files = file_facts(path, loadable_files(path))
         manifest = Manifest(name, about_local(path, path), files, context_of(path), linked=str(path))
+        self.root.mkdir(parents=True, exist_ok=True)
         with working_place(self.root, name) as place:
             folder = place.work / "model"
             folder.mkdir()

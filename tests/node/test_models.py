@@ -388,6 +388,21 @@ async def test_a_copy_takes_what_has_a_place_in_a_model(tmp_path: Path) -> None:
     assert store.find("copied").path == folder
 
 
+def test_a_gguf_by_its_path_alone_is_taken_in_first(store: ModelStore, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="mtor models add"):
+        store.find(str(tmp_path / "mine.gguf"))
+
+
+async def test_a_store_that_cannot_be_written_says_so(tmp_path: Path, small: CatalogueEntry) -> None:
+    fill(tmp_path / "file")
+    with pytest.raises(ModelError, match="cannot be written"):
+        await ModelStore(tmp_path / "file" / "store", {"small": small}).pull("small", Steps())
+
+
+def fill(path: Path) -> None:
+    path.write_text("no folder")
+
+
 async def test_names_that_are_taken_or_illegal(linked: ModelStore, tmp_path: Path) -> None:
     other = model_folder(tmp_path / "other")
     with pytest.raises(ModelError, match="choose another name with --name"):

@@ -48,6 +48,8 @@ def about_local(path: Path, folder: Path) -> About:
 
 def loadable_files(folder: Path) -> list[str]:
     """The files of an operator's folder, checked. Blocks. Raises `ModelError`."""
+    if folder.suffix == ".gguf":
+        raise ModelError(f"{folder} is converted before it is loaded; take it in with `mtor models add {folder}`")
     if not folder.is_dir():
         raise ModelError(f"{folder} is no folder; a path names a folder with config.json and *.safetensors")
     names = list(model_files(folder))
@@ -70,6 +72,8 @@ def _copy(source: Path, folder: Path, place: Place) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, folder / name)
+    if folder.suffix == ".gguf":
+        raise ModelError(f"{folder} is converted before it is loaded; take it in with `mtor models add {folder}`")
     if not folder.is_dir():
         raise ModelError(f"{source} holds nothing of a model: it needs config.json, a tokenizer and *.safetensors")
     check_folder(folder)
