@@ -42,6 +42,7 @@ LAST_WORD_MS = 1_000  # of the deadline, kept for the worker's last word and the
 DISCOVERY_SECONDS = 3.0  # to wait for a first offer when none is known
 RECOVERY_PAUSE_SECONDS = 0.5  # between looks for somebody to continue
 PATIENCE_SECONDS = 10.0  # for a first worker, while all that fit are lost: an avoided one is tried again by then
+PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # how a preview begins: a stranger's bytes are shown to people
 PASSING = frozenset(
     {
         ErrorCode.WORKER_LOST,
@@ -247,7 +248,9 @@ class _Answering:
             await self._emit(Bytes(media_type, data))
 
     async def _progress(self, done: int, total: int, preview: bytes) -> None:
-        await self._emit(Progressed(done, total, preview))
+        request = self._question.request
+        welcome = isinstance(request, ImagineRequest) and request.previews and preview.startswith(PICTURES)
+        await self._emit(Progressed(done, total, preview if welcome else b""))
 
     def _skipped(self, length: int) -> int:
         """How much of the next `length` the asker has already."""
@@ -293,6 +296,9 @@ class _Answering:
     # --- ending --------------------------------------------------------------------------------------
 
     async def _complete(self, outcome: Outcome) -> None:
+        if isinstance(self._question.request, ImagineRequest) and not self._data:
+            await self._emit(Failed(ErrorCode.ENGINE_FAILED, "the worker made no picture", 0, tuple(self._shares)))
+            return
         for part in self._data:
             await self._emit(part)
         await self._emit(

@@ -40,6 +40,7 @@ from protocol.params import MAX_CHUNK_BYTES
 from protocol.requests import Request, picture_units
 
 ALL_KINDS = (ChatRequest, VisionRequest, ImagineRequest, TranscribeRequest, SpeakRequest)
+FAKE_PREVIEW = b"\x89PNG\r\n\x1a\npreview"
 PICTURE_BYTES = 150_000  # more than fits one message
 TENTH = bytes(4_800)  # of a second of sound at 24 kHz
 WORDS = ("alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliet")
@@ -121,7 +122,7 @@ class FakeGeneration:
             if not await self._may_go_on(-1, step):
                 yield Finished("cancelled", 0, 0)
                 return
-            yield Step(step + 1, 4, b"preview" if self.request.previews else b"")
+            yield Step(step + 1, 4, FAKE_PREVIEW if self.request.previews else b"")
         picture = fake_picture(self.request)
         units = picture_units(self.request.width or 64, self.request.height or 64, self.request.steps or 4)
         for start in range(0, len(picture), MAX_CHUNK_BYTES):

@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from node.answers import Bytes, Progressed, Question
-from node.engines.fake import ALL_KINDS, ANSWER_TOKENS, TENTH, FakeEngine, fake_answer, fake_picture
-from node.engines.port import EngineEvent, Finished, Piece, Prompted
+from node.engines.fake import ALL_KINDS, ANSWER_TOKENS, FAKE_PREVIEW, TENTH, FakeEngine, fake_answer, fake_picture
+from node.engines.port import EngineEvent, Finished, Piece, Prompted, Step
 from protocol import params
 from protocol.codec import encode
 from protocol.errors import ErrorCode
@@ -67,7 +67,7 @@ async def test_a_picture_comes_whole_with_progress_and_is_paid_by_its_size() -> 
         assert data_of(answered) == fake_picture(PICTURE)
         assert {event.media_type for event in answered.events if isinstance(event, Bytes)} == {"image/png"}
         steps = [event for event in answered.events if isinstance(event, Progressed)]
-        assert [step.done for step in steps] == [1, 2, 3, 4] and steps[0].preview == b"preview"
+        assert [step.done for step in steps] == [1, 2, 3, 4] and steps[0].preview == FAKE_PREVIEW
         share = answered.completed.shares[0]
         units = picture_units(512, 512, 20)
         assert (share.units_in, share.units_out) == (0, units)
@@ -289,3 +289,26 @@ async def test_a_picture_of_the_models_own_size_is_whole_or_nothing() -> None:
         failed = (await federation.gateway.ask(asked(IMAGINE, own_size))).failed
         assert failed.code is ErrorCode.INVALID_REQUEST and "has 75 units" in failed.message
         assert failed.shares[0].amount == 0
+
+
+class Careless(FakeEngine):
+    """A painter whose previews are no pictures, and that makes none in the end."""
+
+    @asynccontextmanager
+    async def generate(self, request: Request, prefix: str, inputs: Sequence[bytes] = ()) -> AsyncIterator[Any]:
+        async with super().generate(request, prefix, inputs) as generation:
+
+            async def events() -> AsyncGenerator[EngineEvent, None]:
+                yield Prompted(0)
+                yield Step(1, 2, b"<script>")
+                yield Finished("stop", 0, 0)
+
+            generation.events = events  # type: ignore[method-assign]
+            yield generation
+
+
+async def test_no_picture_is_no_answer_and_a_preview_is_a_picture() -> None:
+    async with memory_federation(Careless(requests=ALL_KINDS), realm=IMAGINE) as federation:
+        answered = await federation.gateway.ask(asked(IMAGINE, PICTURE))
+        assert answered.failed.code is ErrorCode.ENGINE_FAILED and "no picture" in answered.failed.message
+        assert [event.preview for event in answered.events if isinstance(event, Progressed)] == [b""]
