@@ -309,11 +309,13 @@ class ProcessEngine:
     async def _one_life(self, task_status: TaskStatus[None]) -> None:
         seat = self._seat
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **seat.environment}
-        command = [sys.executable, "-m", "node.engines.child", self._model.engine, str(self._model.path), seat.device]
-        command += [str(self._threads), str(self._slots), json.dumps(self._options | dict(seat.options))]
         with trio.CancelScope(shield=True):  # a process that is started is known here
             process = await trio.lowlevel.open_process(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+                self._command(seat),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
             )
         child = _Child(process)
         self._process_id = process.pid
@@ -328,6 +330,10 @@ class ProcessEngine:
             self._fail_all(child)
             await _end(process)
             self._process_id = None
+
+    def _command(self, seat: Seat) -> list[str]:
+        command = [sys.executable, "-m", "node.engines.child", self._model.engine, str(self._model.path), seat.device]
+        return [*command, str(self._threads), str(self._slots), json.dumps(self._options | dict(seat.options))]
 
     async def _listen(self, child: _Child, task_status: TaskStatus[None]) -> None:
         """Take the child's frames until its end."""

@@ -209,7 +209,7 @@ import time; time.sleep(60)
 )
 async def test_a_child_that_speaks_garbage_is_ended_and_costs_its_queries_alone(tiny: ModelFolder, said: str) -> None:
     engine = small(tiny)
-    engine._command = [sys.executable, "-c", GARBAGE.format(said=said)]
+    engine._command = lambda seat: [sys.executable, "-c", GARBAGE.format(said=said)]  # type: ignore[method-assign]
     async with running(engine):
         first = engine.pid
         with pytest.raises(EngineError) as failed:
