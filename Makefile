@@ -6,16 +6,15 @@ SHELL := /bin/sh
 PYTHON ?= $(firstword $(shell for p in python3.11 python3.12 python3; do \
 	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo "$$p"; done) python3)
 BIN := .venv/bin
-MODEL := smollm2-135m
-TEST_MODELS := $(MODEL) mtor-eyes
+MODELS := smollm2-135m mtor-eyes whisper-tiny.en hibari
 export MTOR_MODELS ?= $(CURDIR)/.models
 
-.PHONY: demo test check lint types contracts format bench model-check model test-models preflight venv clean
+.PHONY: demo test check lint types contracts format bench model-check models preflight venv clean
 
-demo: model
+demo: models
 	@$(BIN)/mtor demo
 
-test: check test-models
+test: check models
 	@$(BIN)/python -m pytest --cov=protocol --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100
 
 check: lint types contracts
@@ -34,7 +33,7 @@ format: .venv/dev.stamp
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format --quiet .
 
-bench: .venv/dev.stamp model
+bench: .venv/dev.stamp models
 	@$(BIN)/python bench/engine.py
 	@$(BIN)/python bench/gateway.py
 	@$(BIN)/python bench/ledger.py
@@ -42,12 +41,9 @@ bench: .venv/dev.stamp model
 model-check: .venv/dev.stamp
 	@$(BIN)/python -m spec.model
 
-test-models: .venv/stamp
-	@for each in $(TEST_MODELS); do \
-	test -f $(MTOR_MODELS)/$$each/manifest.json || $(BIN)/mtor models pull $$each || exit 1; done
-
-model: .venv/stamp
-	@test -f $(MTOR_MODELS)/$(MODEL)/manifest.json || $(BIN)/mtor models pull $(MODEL)
+models: .venv/stamp
+	@for each in $(MODELS); do \
+	test -f "$(MTOR_MODELS)/$$each/manifest.json" || $(BIN)/mtor models pull "$$each" || exit 1; done
 
 venv: .venv/stamp
 

@@ -17,7 +17,7 @@ import trio
 
 from node.cards import Card, Cards
 from node.config import NodeConfig, RealmSection
-from node.engines.process import EngineStartError, ModelFolder, ProcessEngine, Seat
+from node.engines.process import HANG_SECONDS, EngineStartError, ModelFolder, ProcessEngine, Seat
 from node.fit import Placement
 from node.gameguard import GameGuard
 from node.guard.by_hand import ByHand
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from node.worker import Worker
 
 log = logging.getLogger("mtor.serving")
+
+PICTURE_HANG_SECONDS = 300.0  # one step of a large picture, or reading one, on a CPU takes minutes
 
 
 def need_of(section: RealmSection, folder: ModelFolder) -> Need:
@@ -162,6 +164,7 @@ class Serving:
             section.device,
             section.threads,
             section.slots,
+            hang_seconds=HANG_SECONDS if folder.engine == "torch-chat" else PICTURE_HANG_SECONDS,
             options={"arithmetic": section.arithmetic} | section.options,
         )
         self._engines.append(engine)
