@@ -11,7 +11,7 @@ import pytest
 from node.engines.port import EngineError, Finished, Piece
 from node.engines.requests import chat_request
 from node.engines.tiny import CONTEXT_TOKENS, make_tiny_model
-from node.engines.torch_chat import ChatModel, Sequence
+from node.engines.torch_chat import ChatBatch, ChatModel
 from node.models import ModelStore
 from protocol.errors import ErrorCode
 from protocol.messages import ChatRequest
@@ -42,11 +42,12 @@ def real(real_folder: Path) -> ChatModel:
 
 
 def events(model: ChatModel, request: ChatRequest, prefix: str = "", grant: int = 10**6) -> Iterator[Piece | Finished]:
-    sequence = Sequence(model, request, prefix)
-    sequence.grant(grant)
-    while not sequence.finished:
-        for event in sequence.step():
-            assert isinstance(event, Piece | Finished)
+    batch = ChatBatch(model, 1)
+    batch.begin(0, request, prefix)
+    batch.grant(0, grant)
+    while batch.runnable:
+        for key, event in batch.step():
+            assert key == 0 and isinstance(event, Piece | Finished)
             yield event
 
 
@@ -141,7 +142,9 @@ def test_a_stop_string_ends_the_answer_and_is_not_delivered(tiny: ChatModel) -> 
     assert (last.finish, last.units_out) == ("stop", len(before) + len(stop))
 
 
-def test_a_seed_repeats_an_answer_and_a_continuation_of_it(tiny: ChatModel) -> None:
+def test_a_seed_repeats_an_answer_and_a_continuation_of_it(tiny: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    # This model's random weights are no 4-bit ones: reading and writing with different products would show.
+    monkeypatch.setattr(tiny.network, "many_from", CONTEXT_TOKENS, raising=False)
     request = chat_request("hello", max_tokens=30, temperature=800, top_k=8, seed=3)
     text, _ = answer(tiny, request)
     assert text.isascii()  # each letter is a token, so that the prefix has the tokens of the answer
@@ -151,16 +154,18 @@ def test_a_seed_repeats_an_answer_and_a_continuation_of_it(tiny: ChatModel) -> N
 
 
 def test_a_long_prompt_is_read_in_parts_and_can_be_cancelled_between(tiny: ChatModel) -> None:
-    sequence = Sequence(tiny, chat_request("x" * 400), "")
-    assert list(sequence.step()) == []
-    sequence.cancel()
-    assert list(sequence.step()) == [Finished("cancelled", sequence.begin().units_in, 0)]
+    batch = ChatBatch(tiny, 1)
+    prompted = batch.begin(0, chat_request("x" * 400), "")
+    assert batch.step() == []
+    batch.cancel(0)
+    assert batch.step() == [(0, Finished("cancelled", prompted.units_in, 0))]
+    assert not batch.runnable
 
 
 def test_parts_of_a_prompt_give_the_answer_of_the_whole(tiny: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
     request = chat_request("some words " * 30, max_tokens=20)
     in_parts, _ = answer(tiny, request)
-    monkeypatch.setattr("node.engines.torch_chat.PREFILL_TOKENS", 1_000)
+    monkeypatch.setattr("node.engines.torch_chat.PROMPT_TOKENS", 1_000)
     assert answer(tiny, request)[0] == in_parts
 
 
@@ -169,8 +174,8 @@ def test_parts_of_a_prompt_give_the_answer_of_the_whole(tiny: ChatModel, monkeyp
 
 @pytest.mark.model
 def test_smollm2_knows_a_capital(real: ChatModel) -> None:
-    text, last = answer(real, chat_request("What is the capital of France?", max_tokens=60))
-    assert "Paris" in text
+    text, last = answer(real, chat_request("Which country is Paris the capital of?", max_tokens=60))
+    assert "France" in text
     assert last.units_out <= 60
 
 

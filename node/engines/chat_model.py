@@ -1,0 +1,177 @@
+"""A causal language model in torch: load it, turn conversations into tokens and tokens into text.
+
+Rule: a control token comes from the chat template alone; whatever a text holds stays text.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model is a folder on this disk; nothing is fetched here
+
+import torch
+from jinja2 import TemplateError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
+
+from node.engines.devices import choose_device, describe_device
+from node.engines.networks import Network, fastest_arithmetic, fewest_threads
+from node.engines.packed_network import PackedNetwork
+from node.engines.plain_network import PlainNetwork
+from node.engines.port import EngineError, check_roles
+from protocol.errors import ErrorCode
+from protocol.messages import ChatRequest, Device
+
+DTYPES = {"packed": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+SMALL_BYTES = 8 * 2**20  # of weights: they stay in the processor's cache, so fewer bits would save nothing
+MANY_ANSWERS = 8  # for which the threads of several answers at once are measured
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A conversation as tokens. `ids` ends with the tokens of what was answered before (`answered` of them)."""
+
+    ids: list[int]
+    answered: int
+
+
+class ChatModel:
+    """A loaded model and its tokenizer."""
+
+    def __init__(self, folder: Path, device: str, threads: int, arithmetic: str = "auto") -> None:
+        """`arithmetic` is "packed", "bf16" or "fp32" on a CPU; "auto" measures which is fast."""
+        disable_progress_bar()  # type: ignore[no-untyped-call]
+        if threads:
+            torch.set_num_threads(threads)
+        self.device = choose_device(device)
+        arithmetic = _choose_arithmetic(self.device, folder) if arithmetic == "auto" else arithmetic
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=DTYPES[arithmetic], trust_remote_code=False, use_safetensors=True
+        )
+        model = model.eval().to(self.device)
+        self.context_tokens = int(getattr(model.config, "max_position_embeddings", 2_048))
+        self.vocabulary = int(model.config.vocab_size)
+        self.stop_tokens = _stop_tokens(model, self.tokenizer)
+        fitting = self.device.type == "cpu" and PackedNetwork.suits(model.config)
+        self.network: Network = PackedNetwork(model, arithmetic) if fitting else PlainNetwork(model)
+        added = self.tokenizer.added_tokens_decoder.items()
+        self._control = frozenset(token for token, about in added if about.special) | self.stop_tokens
+        self._threads = torch.get_num_threads()
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """What torch does once should not be paid by the first query; and what is fast here is measured."""
+        memory = self.network.new_memory()
+        self.network.read([0, 0], memory)
+        self.network.write([0], [memory])
+        self.network.free(memory)
+        self._one_threads = self._many_threads = self._threads
+        if self.device.type != "cpu":
+            return
+        if isinstance(self.network, PackedNetwork):
+            self.network.measure()
+        self._one_threads = fewest_threads(self.network, self._threads, 1)
+        self._many_threads = fewest_threads(self.network, self._threads, MANY_ANSWERS)
+
+    def describe_device(self) -> Device:
+        """What it runs on."""
+        return describe_device(self.device, self._threads)
+
+    def read(self, ids: Sequence[int], memory: Any) -> torch.Tensor:
+        """Logits after the last of `ids`: (vocabulary,). A prompt is bound by arithmetic and takes all threads."""
+        self._take_threads(self._threads)
+        return self.network.read(ids, memory)
+
+    def write(self, tokens: Sequence[int], memories: Sequence[Any]) -> torch.Tensor:
+        """Logits after one more token of each answer: (answers, vocabulary)."""
+        self._take_threads(self._one_threads if len(tokens) == 1 else self._many_threads)
+        return self.network.write(tokens, memories)
+
+    def _take_threads(self, count: int) -> None:
+        if self.device.type == "cpu" and torch.get_num_threads() != count:
+            torch.set_num_threads(count)
+
+    def card_memory_mib(self) -> int:
+        """Memory of the card that the weights take; 0 on a CPU."""
+        return torch.cuda.memory_allocated(self.device) // 2**20 if self.device.type == "cuda" else 0
+
+    def prompt(self, request: ChatRequest, prefix: str) -> Prompt:
+        """The tokens of a conversation and of what was answered before. Raises `EngineError`."""
+        check_roles(request)
+        turns = [{"role": turn.role, "content": turn.text} for turn in request.turns]
+        ids, answered = self._encode_conversation(turns, prefix)
+        if len(ids) >= self.context_tokens:
+            raise EngineError(
+                ErrorCode.CONTEXT_OVERFLOW,
+                f"the conversation has {len(ids)} tokens, the model's context holds {self.context_tokens}; "
+                "shorten it or ask a model with a longer context",
+            )
+        return Prompt(ids, answered)
+
+    def decode(self, ids: Any) -> str:
+        """Text of tokens, control tokens left out."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def _encode_conversation(self, turns: list[dict[str, str]], prefix: str) -> tuple[list[int], int]:
+        """(tokens, how many of them are the prefix's). Control tokens come from the template alone."""
+        text, template = self._render(turns), self._render(_marked(turns))
+        before, wanted = self._encode(text), self._encode(template)
+        if self._controls(before) != self._controls(wanted):  # somebody wrote a control token's name
+            before = self._encode_apart(turns, template)
+        if not prefix:
+            return before, 0
+        whole = self._encode(text + prefix)
+        if whole[: len(before)] != before or self._controls(whole) != self._controls(before):
+            whole = before + self._encode(prefix, plain=True)  # the seam is where the first worker began
+        return whole, len(whole) - len(before)
+
+    def _controls(self, ids: list[int]) -> list[int]:
+        return [token for token in ids if token in self._control]
+
+    def _encode_apart(self, turns: list[dict[str, str]], template: str) -> list[int]:
+        """The template's parts may hold control tokens, texts may not."""
+        rest, ids = template, list[int]()
+        for turn, marked in zip(turns, _marked(turns), strict=True):
+            part, marker, after = rest.partition(marked["content"])
+            if marker:  # a template may leave a turn out
+                ids, rest = ids + self._encode(part) + self._encode(turn["content"], plain=True), after
+        return ids + self._encode(rest)
+
+    def _render(self, turns: list[dict[str, str]]) -> str:
+        try:
+            text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:  # many templates refuse some orders of roles
+            raise EngineError(ErrorCode.INVALID_REQUEST, f"the model's chat template says: {error}") from None
+        return text
+
+    def _encode(self, text: str, *, plain: bool = False) -> list[int]:
+        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=plain)
+        return list(encoded["input_ids"])
+
+
+def _marked(turns: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The turns with a mark of private-use characters in place of each text."""
+    return [turn | {"content": f"\ue000{index}\ue001"} for index, turn in enumerate(turns)]
+
+
+def _choose_arithmetic(device: torch.device, folder: Path) -> str:
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= SMALL_BYTES:
+        return "fp32"
+    fastest = fastest_arithmetic()
+    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return "bf16" if fastest == "packed" and not PackedNetwork.suits(config) else fastest
+
+
+def _stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Every token that ends an answer, by the model's and the tokenizer's word."""
+    named = (model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id)
+    flat = [token for entry in named for token in (entry if isinstance(entry, list) else [entry])]
+    return frozenset(token for token in flat if isinstance(token, int))

@@ -1,0 +1,289 @@
+"""A Llama on a CPU, in fewer and, where that helps, smaller products than transformers makes.
+
+Rule: gives the logits of transformers up to rounding, and a test holds it to that. An answer's next token is computed
+together with those of the others that run: the products once for all, the attention once for each shelf.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from node.engines.networks import seconds
+from node.engines.products import Product, in_full, in_half_precision, packed
+from node.engines.shelves import Row, Saved, Shape, Shelf, Shelves
+
+MOST_SECOND_COPY_BYTES = 2 * 2**30  # of the weights in bf16, for prompts and for several answers at once
+PRODUCTS = {"packed": packed, "bf16": in_half_precision, "fp32": in_full}
+STATIC_TURNS = {"default", "linear", "llama3", "yarn"}  # rotary embeddings that do not depend on the prompt's length
+TRIED_ANSWERS = (2, 3, 4, 6, 8, 12, 16)  # numbers of answers for which both kinds of product are measured
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    attention_norm: torch.Tensor
+    queries_keys_values: Product
+    attention_out: Product
+    mlp_norm: torch.Tensor
+    gate_up: Product
+    down: Product
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """The whole network in one kind of product."""
+
+    layers: list[_Layer]
+    logits: Product
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What the attention of one shelf's rows needs, for all layers."""
+
+    first: int  # of these rows among all that take part
+    rows: torch.Tensor  # (rows,)
+    positions: torch.Tensor  # (rows,): where the new token goes
+    keys: torch.Tensor  # (layers, rows, pairs, head, capacity)
+    values: torch.Tensor  # (layers, rows, pairs, capacity, head)
+    seen_keys: tuple[torch.Tensor, ...]  # for each layer (rows * pairs, head, end)
+    seen_values: tuple[torch.Tensor, ...]  # for each layer (rows * pairs, end, head)
+    mask: torch.Tensor | None  # (rows * pairs, 1, end), None if all rows are as long
+
+
+class PackedNetwork:
+    """Takes its weights from the model of transformers, which can be dropped afterwards."""
+
+    together = True
+
+    @staticmethod
+    def suits(config: Any) -> bool:
+        """True for the architecture that is computed here."""
+        plain = not (getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False))
+        turns = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+        return bool(config.model_type == "llama" and plain and config.hidden_act == "silu" and turns in STATIC_TURNS)
+
+    def __init__(self, model: Any, arithmetic: str = "packed") -> None:
+        """`arithmetic` is "packed", "bf16" or "fp32"."""
+        config, inner = model.config, model.model
+        self._heads, self._pairs, self._head = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self._epsilon = config.rms_norm_eps
+        self._embedding = inner.embed_tokens.weight.detach()  # (vocabulary, hidden)
+        self._rotary = inner.rotary_emb
+        self._norm = inner.norm.weight.detach().float()
+        self._dtype = torch.float32 if arithmetic == "fp32" else torch.bfloat16
+        self._many = self._one = _weights(model, PRODUCTS[arithmetic])
+        self.many_from = 1  # so many tokens at once take the second copy; see `measure`
+        if arithmetic == "packed" and sum(part.numel() for part in model.parameters()) * 2 <= MOST_SECOND_COPY_BYTES:
+            self._many, self.many_from = _weights(model, in_half_precision), TRIED_ANSWERS[-1]
+        shape = Shape(len(inner.layers), self._pairs, self._head, self._dtype, torch.device("cpu"))
+        self._shelves = Shelves(shape)
+        self.token_bytes = shape.token_bytes
+        self._turns = self._turn_table(1_024)
+
+    # --- memory --------------------------------------------------------------------------------------
+
+    def new_memory(self) -> Row:
+        """See `Network`."""
+        return Row()
+
+    def free(self, memory: Row) -> None:
+        """See `Network`."""
+        self._shelves.free(memory)
+
+    def save(self, memory: Row, start: int, end: int) -> Saved:
+        """See `Network`."""
+        assert memory.shelf is not None
+        return memory.shelf.save(memory, start, end)
+
+    def restore(self, memory: Row, parts: Sequence[Saved]) -> None:
+        """See `Network`."""
+        for part in parts:
+            tokens = part.keys.shape[3]
+            self._shelves.reserve(memory, tokens).put(memory.index, memory.length, part)
+            memory.length += tokens
+
+    @property
+    def bytes_held(self) -> int:
+        """Bytes of storage for all memories."""
+        return self._shelves.bytes_held
+
+    # --- arithmetic ----------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def read(self, ids: Sequence[int], memory: Row) -> torch.Tensor:
+        """See `Network`."""
+        start, end = memory.length, memory.length + len(ids)
+        shelf = self._shelves.reserve(memory, len(ids))
+        keys = shelf.keys[:, memory.index, :, :, :end].unbind(0)  # each (pairs, head, end)
+        values = shelf.values[:, memory.index, :, :end].unbind(0)  # each (pairs, end, head)
+        mask = torch.ones(len(ids), end, dtype=torch.bool).tril(start)
+
+        def attend(index: int, queries: torch.Tensor, new_keys: torch.Tensor, new_values: torch.Tensor) -> torch.Tensor:
+            keys[index][:, :, start:] = new_keys.permute(1, 2, 0)
+            values[index][:, start:] = new_values.transpose(0, 1)
+            seen = functional.scaled_dot_product_attention(
+                queries.transpose(0, 1)[None],
+                keys[index].transpose(1, 2)[None],
+                values[index][None],
+                attn_mask=mask,
+                enable_gqa=True,
+            )
+            return seen[0].transpose(0, 1).reshape(len(ids), -1)
+
+        state = self._through_layers(torch.tensor(ids), torch.arange(start, end), attend)
+        memory.length = end
+        return self._one.logits(self._normed(state[-1:], self._norm))[0]
+
+    @torch.inference_mode()
+    def write(self, tokens: Sequence[int], memories: Sequence[Row]) -> torch.Tensor:
+        """See `Network`."""
+        # 1. The rows in the order of their shelves.
+        arranged = self._shelves.arranged(memories)
+        ordered = [row for _, rows in arranged for row in rows]
+        places = self._places(arranged)
+        given = dict(zip(memories, tokens, strict=True))
+        ids = torch.tensor([given[row] for row in ordered])
+        positions = torch.tensor([row.length for row in ordered])
+        # 2. The layers.
+        scale = self._head**-0.5
+        attended = torch.empty(len(ordered), self._heads * self._head, dtype=self._dtype)
+
+        def attend(index: int, queries: torch.Tensor, new_keys: torch.Tensor, new_values: torch.Tensor) -> torch.Tensor:
+            for place in places:
+                part = slice(place.first, place.first + len(place.rows))
+                place.keys[index][place.rows, :, :, place.positions] = new_keys[part]
+                place.values[index][place.rows, :, place.positions] = new_values[part]
+                # (rows * pairs, queries of a pair, head): the queries that share keys are the rows of one product
+                grouped = queries[part].reshape(len(place.rows) * self._pairs, -1, self._head)
+                seen_keys = place.seen_keys[index]
+                if place.mask is None:
+                    scores = torch.bmm(grouped, seen_keys).mul_(scale)
+                else:
+                    scores = torch.baddbmm(place.mask, grouped, seen_keys, alpha=scale)
+                seen = torch.bmm(torch.softmax(scores, -1), place.seen_values[index])
+                attended[part] = seen.view(len(place.rows), -1)
+            return attended
+
+        state = self._through_layers(ids, positions, attend)
+        for row in memories:
+            row.length += 1
+        # 3. The logits, in the order that was asked for.
+        logits = self._weights(len(ids)).logits(self._normed(state, self._norm))
+        if ordered == list(memories):
+            return logits
+        at = {row: index for index, row in enumerate(ordered)}
+        return logits[[at[row] for row in memories]]
+
+    def _through_layers(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        attend: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    ) -> torch.Tensor:
+        """(tokens, hidden) after the last layer. `attend` takes a layer's number, queries (tokens, heads, head), keys
+        and values (tokens, pairs, head), and gives what the tokens see (tokens, heads * head)."""
+        state: torch.Tensor = self._embedding[ids].float()  # sums of many layers round too much in bf16
+        cosines, sines = self._turn(positions)
+        half, turning, heads = self._head // 2, self._heads + self._pairs, self._heads
+        for index, layer in enumerate(self._weights(len(ids)).layers):
+            normed = self._normed(state, layer.attention_norm)
+            split = layer.queries_keys_values(normed).view(len(ids), -1, self._head)  # (tokens, heads + 2 pairs, head)
+            to_turn = split[:, :turning]
+            turned = (to_turn * cosines).addcmul_(to_turn.roll(half, -1), sines)
+            seen = attend(index, turned[:, :heads], turned[:, heads:], split[:, turning:])
+            state += layer.attention_out(seen)
+            gate, up = layer.gate_up(self._normed(state, layer.mlp_norm)).chunk(2, dim=-1)
+            state += layer.down(functional.silu(gate) * up)
+        return state
+
+    def _places(self, arranged: list[tuple[Shelf, list[Row]]]) -> list[_Place]:
+        places, first = [], 0
+        for shelf, rows in arranged:
+            count, end = len(rows), 1 + max(row.length for row in rows)
+            positions = torch.tensor([row.length for row in rows])
+            keys, values = shelf.keys[:, :count], shelf.values[:, :count]
+            places.append(
+                _Place(
+                    first=first,
+                    rows=torch.arange(count),
+                    positions=positions,
+                    keys=keys,
+                    values=values,
+                    seen_keys=keys.flatten(1, 2)[..., :end].unbind(0),
+                    seen_values=values.flatten(1, 2)[:, :, :end].unbind(0),
+                    mask=self._mask(positions, end),
+                )
+            )
+            first += count
+        return places
+
+    def _mask(self, positions: torch.Tensor, end: int) -> torch.Tensor | None:
+        """What is added to scores: 0 up to a row's own position, minus infinity behind it."""
+        hidden = torch.arange(end) > positions[:, None]  # (rows, end)
+        if not hidden.any():
+            return None
+        mask = torch.zeros(hidden.shape, dtype=self._dtype).masked_fill_(hidden, -torch.inf)
+        return mask.repeat_interleave(self._pairs, 0)[:, None]
+
+    def _turn(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(cosines, sines) of the rotary embedding, (tokens, 1, head) each; the first half of the sines is negated."""
+        while int(positions.max()) >= len(self._turns[0]):
+            self._turns = self._turn_table(2 * len(self._turns[0]))
+        cosines, sines = self._turns
+        return cosines[positions, None], sines[positions, None]
+
+    def _turn_table(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        cosines, sines = self._rotary(self._embedding[:1], torch.arange(tokens)[None])
+        half = self._head // 2
+        signed = torch.cat([-sines[..., :half], sines[..., half:]], dim=-1)
+        return cosines[0].detach(), signed[0].detach()
+
+    def _normed(self, state: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return functional.rms_norm(state, weight.shape, weight, self._epsilon).to(self._dtype)
+
+    def _weights(self, tokens: int) -> _Weights:
+        return self._many if tokens >= self.many_from else self._one
+
+    # --- what this machine is good at ----------------------------------------------------------------
+
+    def measure(self) -> None:
+        """Find the number of tokens from which the second copy of the weights is faster."""
+        if self._many is self._one:
+            return
+        most = TRIED_ANSWERS[-1] + 1
+        self.many_from = next((count for count in TRIED_ANSWERS if self._many_wins(count)), most)
+
+    def _many_wins(self, count: int) -> bool:
+        return self._step_seconds(count, many_from=1) < self._step_seconds(count, many_from=count + 1)
+
+    def _step_seconds(self, count: int, *, many_from: int) -> float:
+        self.many_from = many_from
+        rows = [self.new_memory() for _ in range(count)]
+        taken = statistics.median(seconds(lambda: self.write([0] * count, rows), runs=5))
+        for row in rows:
+            self.free(row)
+        return taken
+
+
+def _weights(model: Any, product: Callable[[torch.Tensor], Product]) -> _Weights:
+    return _Weights([_layer(layer, product) for layer in model.model.layers], product(model.lm_head.weight.detach()))
+
+
+def _layer(layer: Any, product: Callable[[torch.Tensor], Product]) -> _Layer:
+    """Matrices that read the same input become one."""
+    attention, mlp = layer.self_attn, layer.mlp
+    fused = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]).detach()
+    return _Layer(
+        attention_norm=layer.input_layernorm.weight.detach().float(),
+        queries_keys_values=product(fused),
+        attention_out=product(attention.o_proj.weight.detach()),
+        mlp_norm=layer.post_attention_layernorm.weight.detach().float(),
+        gate_up=product(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).detach()),
+        down=product(mlp.down_proj.weight.detach()),
+    )
