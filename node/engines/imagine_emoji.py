@@ -158,10 +158,13 @@ class EmojiPainter:
                 "this small model knows some thousand English words of things, and none of the prompt's is one: "
                 "name an animal, a fruit, a vehicle or a mood, or choose a larger model"
             )
+        against = self._vocabulary.read(picture.negative_prompt)
+        words = torch.tensor([_padded(reading), _padded(against)], device=self._device)
+        styles = torch.full((2,), 1 + self._styles.index(reading.style or self._style), device=self._device)
         yield Prompted(0)
         latent = self._noise(picture.seed)
         for done in range(1, picture.steps + 1):
-            latent = self._step(latent, picture, reading, done - 1)
+            latent = self._step(latent, picture, done - 1, words, styles)
             shown = request.previews and pictures.due(done, picture.steps)
             if shown or done == picture.steps:
                 yield Step(done, picture.steps, pictures.preview(self._draw(latent)) if shown else b"")
@@ -177,13 +180,11 @@ class EmojiPainter:
         return torch.randn((1, self._shape.latent), generator=generator).to(self._device)
 
     @torch.inference_mode()
-    def _step(self, latent: Tensor, picture: Picture, reading: Reading, step: int) -> Tensor:
-        """One Euler step from time step/steps; guided away from the negative prompt, or from no words."""
-        against = self._vocabulary.read(picture.negative_prompt)
-        words = torch.tensor([_padded(reading), _padded(against)], device=self._device)
+    def _step(self, latent: Tensor, picture: Picture, step: int, words: Tensor, styles: Tensor) -> Tensor:
+        """One Euler step from time step/steps. `words` (2, MOST_WORDS) holds the prompt and what to keep away from: the
+        negative prompt, or no words."""
         time = torch.full((2,), step / picture.steps, device=self._device)
-        style = torch.full((2,), 1 + self._styles.index(reading.style or self._style), device=self._device)
-        wanted, unwanted = self._network.flow(torch.cat((latent, latent)), time, words, style).chunk(2)
+        wanted, unwanted = self._network.flow(torch.cat((latent, latent)), time, words, styles).chunk(2)
         guided: Tensor = unwanted + picture.guidance / 1_000 * (wanted - unwanted)
         return latent + guided / picture.steps
 
