@@ -16,7 +16,7 @@ from node.paths import data_folder, models_folder
 if TYPE_CHECKING:
     from node.models.sources.hub import HubOffer
 
-COLUMNS = ("model", "realm", "engine", "here", "MB on disk", "MB to fetch", "licence", "")
+COLUMNS = ("model", "realm", "engine", "here", "MB", "to fetch", "licence")
 
 
 def list_models(options: argparse.Namespace) -> int:
@@ -25,7 +25,7 @@ def list_models(options: argparse.Namespace) -> int:
     if options.json:
         print_json(answer["models"])
         return 0
-    print_table(COLUMNS, [_row(row) for row in answer["models"]])
+    print_table(COLUMNS, [_row(row) for row in answer["models"]], unbroken=1)
     if answer["partial_bytes"]:
         print(f"unfinished downloads take {_mb(answer['partial_bytes'])} MB; the next pull goes on with them")
     return 0
@@ -33,10 +33,10 @@ def list_models(options: argparse.Namespace) -> int:
 
 def _row(row: Json) -> tuple[str, ...]:
     here = "builtin" if row["builtin"] else "linked" if row["linked"] else "yes"
-    on_disk = _mb(row["bytes"]) if row["installed"] else f"({_mb(row['bytes'])})"
-    fetch = _mb(row["fetch_bytes"]) if row["fetch_bytes"] else ""
+    on_disk = _mb(row["bytes"])
+    fetch = f"{_mb(row['fetch_bytes'])} MB" if row["fetch_bytes"] else ""
     facts = (row["name"], row["realm"], row["engine"], here if row["installed"] else "no", on_disk, fetch)
-    return (*facts, row["licence"], row["title"])
+    return (*facts, row["licence"])
 
 
 def _mb(size: int) -> str:

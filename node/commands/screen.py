@@ -21,25 +21,26 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Columns as wide as their widest cell; on a terminal, as wide as it has room for."""
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]], unbroken: int = 0) -> None:
+    """Columns as wide as their widest cell; on a terminal, as wide as it has room for. The first `unbroken` columns are
+    not folded: what is in them is to be typed again."""
     cells = [[str(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
-        _print_rich_table(headings, cells)
+        _print_rich_table(headings, cells, unbroken)
         return
     widths = [max(len(line[index]) for line in [list(headings), *cells]) for index in range(len(headings))]
     for line in (headings, *cells):
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
-def _print_rich_table(headings: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+def _print_rich_table(headings: Sequence[str], cells: Sequence[Sequence[str]], unbroken: int) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold" if "NO_COLOR" not in os.environ else "")
-    for heading in headings:
-        table.add_column(Text(heading), overflow="fold")
+    for index, heading in enumerate(headings):
+        table.add_column(Text(heading), overflow="fold", no_wrap=index < unbroken)
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))  # Text: what a peer wrote is no markup
     Console().print(table)
