@@ -11,7 +11,6 @@ import os
 import shutil
 import socket
 import stat
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,14 +23,20 @@ import psutil
 from packaging.requirements import Requirement
 
 from node.bootstrap import BootstrapError, read_bootstrap_file
+from node.cards import Card, Cards
 from node.commands.client import NodeClient, NodeRefused, NoNode
 from node.config import NodeConfig, RealmSection
 from node.config_file import ConfigError, load_config
+from node.fake_cards import CardsFileError
 from node.gateway.guards import is_loopback
 from node.gateway.keys import ApiKeys, KeysError
+from node.hardware import look_at, open_cards
 from node.identity import KEY_FILE, IdentityError, load_or_create_identity
 from node.models import CATALOGUE, ModelError, ModelStore
+from node.operations import Json
+from node.owner_operations import fits
 from node.paths import config_file, models_folder
+from node.serving import need_of
 from protocol.ids import peer_id
 
 PACKAGE = "mtor-node"
@@ -55,20 +60,9 @@ class Finding:
     fix: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Card:
-    """A graphics card that torch can use."""
-
-    name: str
-    capability: str
-    total_mib: int
-    free_mib: int
-
-
 def examine(data: Path, config_path: Path | None = None) -> list[Finding]:
     """Everything that can be looked at from here. Blocks for some seconds."""
-    cards, about_cards = _cards()
-    machine = [*_python(), *_folder(data), *_identity(data), *_clock(data), *about_cards]
+    machine = [*_python(), *_folder(data), *_identity(data), *_clock(data)]
     running, about_node = _node(data)
     path = config_file(data, config_path)
     try:
@@ -78,7 +72,11 @@ def examine(data: Path, config_path: Path | None = None) -> list[Finding]:
         return [*machine, Finding("bad", "configuration", str(error), fix), *about_node]
     told = f"{path} has no mistakes" if path.exists() else "no realms.yml: the defaults hold"
     findings = [*machine, Finding("ok", "configuration", told), *about_node]
-    findings += _models(ModelStore(models_folder(data)), config.local_models, cards, running)
+    try:
+        cards = open_cards(config.hardware)
+    except CardsFileError as error:
+        return [*findings, Finding("bad", "card", str(error), "correct the file, or take hardware.declared out")]
+    findings += [*_cards(cards), *_models(ModelStore(models_folder(data)), config, cards, running)]
     if not running:
         findings += _ports(config)
     return [*findings, *_gateway(data, config), *_listening(config), *_joining(config)]
@@ -146,83 +144,77 @@ def _clock(data: Path) -> Iterator[Finding]:
         yield Finding("bad", "clock", time.ctime(now), "set the clock; offers and holds are signed with the time")
 
 
-def _cards() -> tuple[list[Card], list[Finding]]:
-    """What torch can use; if it can use no card, why."""
+def _cards(cards: Cards) -> Iterator[Finding]:
+    """What the driver knows, and whether torch can use it."""
+    found = cards.cards()
+    for card in found:
+        yield Finding("note" if card.declared else "ok", "card", _describe(card))
+    if found and all(card.declared for card in found):
+        return
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: a library that torch loads is missing
-        return [], [Finding("bad", "torch", f"cannot be loaded: {error}", "pip install torch==2.13.0")]
-    if not torch.cuda.is_available():
-        return [], [_no_card(_nvidia_driver(), torch.__version__, torch.version.cuda)]
-    cards = []
-    for index in range(torch.cuda.device_count()):
-        facts = torch.cuda.get_device_properties(index)
-        free, total = torch.cuda.mem_get_info(index)
-        cards.append(Card(facts.name, f"{facts.major}.{facts.minor}", total >> 20, free >> 20))
-    return cards, [Finding("ok", "card", _describe(card)) for card in cards]
+        yield Finding("bad", "torch", f"cannot be loaded: {error}", "pip install torch==2.13.0")
+        return
+    usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    yield from _use_of(found, cards.about, usable, torch.__version__, torch.version.cuda)
 
 
 def _describe(card: Card) -> str:
-    return f"{card.name}, {card.free_mib} of {card.total_mib} MiB free, compute capability {card.capability}"
+    major, minor = divmod(card.compute_capability, 10)
+    return f"{card.name}, {card.free_mib} of {card.vram_mib} MiB free, compute capability {major}.{minor}"
 
 
-def _no_card(driver: str, torch_version: str, torch_cuda: str | None) -> Finding:
-    """Why torch sees no card. `driver` is what the driver's own tool says, "" without one."""
-    if not driver:
+def _use_of(
+    found: Sequence[Card], about: str, usable: int, torch_version: str, torch_cuda: str | None
+) -> Iterator[Finding]:
+    """Do the driver and torch see the same? `usable` cards are what torch has."""
+    if found and not usable:
+        yield _unusable(found[0], torch_version, torch_cuda)
+    if not found and usable:
+        fix = "reinstall the driver with its management library (nvidia-smi must work)"
+        yield Finding("bad", "card", f"torch can use a card, but {about}: nothing is known of its memory", fix)
+    if not found and not usable:
         fix = "fine for small models; if there is an NVIDIA card, install its driver (nvidia-smi must work)"
-        return Finding("note", "card", "none that the system knows: models run on the CPU", fix)
+        yield Finding("note", "card", f"none, for {about}: models run on the CPU", fix)
+
+
+def _unusable(card: Card, torch_version: str, torch_cuda: str | None) -> Finding:
+    name = f"{card.name} (driver {card.driver or 'unknown'})"
     if torch_cuda is None:
-        return Finding("bad", "card", f"{driver} is here, but this torch ({torch_version}) is a CPU build", PYTORCH)
+        return Finding("bad", "card", f"{name} is here, but this torch ({torch_version}) is a CPU build", PYTORCH)
     fix = f"update the NVIDIA driver to one that has CUDA {torch_cuda}, and restart"
-    return Finding("bad", "card", f"{driver} is here, but torch ({torch_version}) cannot use it", fix)
-
-
-def _nvidia_driver() -> str:
-    """Name and driver of the first card as the driver's own tool says; "" without one."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return ""
-    query = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    try:
-        result = subprocess.run(query, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return result.stdout.splitlines()[0] if result.returncode == 0 and result.stdout else ""
+    return Finding("bad", "card", f"{name} is here, but torch ({torch_version}) cannot use it", fix)
 
 
 # --- models --------------------------------------------------------------------------------------------
 
 
-def _models(
-    store: ModelStore, realms: Sequence[RealmSection], cards: Sequence[Card], running: bool
-) -> Iterator[Finding]:
-    if not realms:
+def _models(store: ModelStore, config: NodeConfig, cards: Cards, running: bool) -> Iterator[Finding]:
+    if not config.realms:
         fix = "fine for a node that only asks; otherwise `mtor up --model smollm2-135m`, or `realms:` in realms.yml"
         yield Finding("note", "models", "the configuration serves none", fix)
-    for section in realms:
+    space = look_at(cards, config.hardware.reserve_mib, {})
+    for section in config.local_models:
         try:
-            folder = store.find(section.model).path
+            folder = store.find(section.model)
         except ModelError as error:
             pull = section.model in CATALOGUE
             fix = f"mtor models pull {section.model}" if pull else "correct `model` in realms.yml; `mtor models list`"
             yield Finding("bad", "model", str(error), fix)
             continue
         yield Finding("ok", "model", f"{section.model} is here and its digests are right")
-        if not running:  # a running node has the model on the card already
-            needed = sum(path.stat().st_size for path in folder.glob("*.safetensors")) >> 20
-            yield from _place(section, needed, cards)
+        if not running:  # a running node has the model in the memory already
+            yield from _place(section, fits(need_of(section, folder), space))
 
 
-def _place(section: RealmSection, needed_mib: int, cards: Sequence[Card]) -> Iterator[Finding]:
+def _place(section: RealmSection, place: Json) -> Iterator[Finding]:
     """Does a model find a card, and room on it?"""
-    if section.device == "cuda" and not cards:
-        found = f"{section.model} is set to run on a card, and torch sees none"
-        yield Finding("bad", "model", found, "set device: auto, or mend what stands under card")
-    roomy = max((card.free_mib for card in cards), default=needed_mib)
-    if section.device != "cpu" and roomy < needed_mib:
-        fix = "end what uses the card, take a smaller model, or set device: cpu"
-        found = f"{section.model} has {needed_mib} MiB of weights, and the card {roomy} MiB free"
-        yield Finding("bad", "model", found, fix)
+    if not place["fits"]:
+        fix = "; or ".join(place["nearest"]) or "take a smaller model, or end what uses the memory"
+        yield Finding("bad", "model", place["said"], fix)
+    elif section.device == "auto" and place["where"] == "CPU" and "no card holds it" in place["said"]:
+        yield Finding("note", "model", place["said"], "a smaller model would run on a card; see `mtor hardware`")
 
 
 # --- the node and its ports ----------------------------------------------------------------------------

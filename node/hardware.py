@@ -5,7 +5,7 @@ Rule: here it is decided who looks; nothing is decided from what is seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import psutil
 import trio
@@ -33,12 +33,19 @@ def open_cards(section: HardwareSection) -> Cards:
 
 
 def open_senses(
-    section: GuardSection, cards: Cards, own: Callable[[], Collection[int]], ours: Callable[[Card], bool]
+    section: GuardSection,
+    cards: Cards,
+    own: Callable[[], Collection[int]],
+    ours: Callable[[Card], bool],
+    servers: Sequence[str] = (),
 ) -> list[Sense]:
-    """What the guard looks with. `own`: process ids of the engines; `ours`: has the node a model on this card?"""
+    """What the guard looks with. `own`: process ids of the engines; `ours`: has the node a model on this card?
+    `servers`: programs on the cards that work for this node, and so do not count."""
     if not section.enabled:
         return []
-    limits = CardLimits(section.compute_mib, section.graphics_mib, section.busy_percent, section.ignore_programs)
+    limits = CardLimits(
+        section.compute_mib, section.graphics_mib, section.busy_percent, (*section.ignore_programs, *servers)
+    )
     senses: list[tuple[bool, Callable[[], Sense]]] = [
         (section.card, lambda: CardSense(cards, own, limits, ours)),
         (bool(section.programs), lambda: ProgramsSense(section.programs)),

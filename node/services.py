@@ -13,7 +13,7 @@ from node.engines.port import Engine
 from node.scheduler import Scheduler
 from protocol.errors import ErrorCode, Refused
 from protocol.ids import RealmId
-from protocol.messages import NUMBERS, ImagineRequest, ModelOffer, SpeakRequest, TranscribeRequest
+from protocol.messages import NUMBERS, Device, ImagineRequest, ModelOffer, SpeakRequest, TranscribeRequest
 from protocol.requests import request_name
 
 LOADING_RETRY_MS = 3_000  # an engine that (re)starts is asked again after this
@@ -29,6 +29,7 @@ class ModelService:
     engine: Engine
     scheduler: Scheduler
     wakes: Callable[[], bool] = lambda: False  # not loaded now, but it will be for who asks
+    device: Callable[[], Device] | None = None  # what it runs on as it is now, where that changes
 
     @property
     def takes_queries(self) -> bool:
@@ -48,8 +49,8 @@ class ModelService:
         limit = self.section.max_tokens or longest
         return min(limit, info.context_tokens) if info.context_tokens else limit
 
-    def offer(self, *, free: bool) -> ModelOffer:
-        """What others are told. An engine that is not ready offers no slots."""
+    def offer(self, *, free: bool, paused: bool = False) -> ModelOffer:
+        """What others are told. An engine that is not ready offers no slots, nor does a node that is paused."""
         info = self.engine.info
         return ModelOffer(
             realm=self.realm,
@@ -58,8 +59,8 @@ class ModelService:
             requests=info.requests,
             context_tokens=info.context_tokens,
             max_output_tokens=self.max_tokens,
-            device=info.device,
-            slots=self.section.slots if self.takes_queries else 0,
+            device=self.device() if self.device else info.device,
+            slots=self.section.slots if self.takes_queries and not paused else 0,
             busy=self.scheduler.busy,
             queued=self.scheduler.queued,
             price_in=self.section.price_in,
@@ -77,6 +78,7 @@ class Services:
         self._services = list(services)
         self._free = free
         self._loading: set[tuple[str, str]] = set()  # (realm, model) to come
+        self.paused = False  # the owner has the machine: nothing is on offer
 
     def expect(self, realm: str, model: str) -> None:
         """A model is being loaded: who asks for it meanwhile is told to come back."""
@@ -97,7 +99,7 @@ class Services:
 
     def offers(self) -> tuple[ModelOffer, ...]:
         """What this node offers now."""
-        return tuple(service.offer(free=self._free) for service in self._services)
+        return tuple(service.offer(free=self._free, paused=self.paused) for service in self._services)
 
     def choose(self, realm: RealmId, model: str, request: int) -> ModelService:
         """The service of `model`, or the least busy one of the realm if `model` is "", among those that take such a

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mtor.serving")
 
+CARDS_SECONDS = 15.0
+OUTER_PROGRAMS = ("ollama*", "llama-server", "llama-swap", "lm studio*", "lms", "vllm*", "koboldcpp*", "tabbyapi*")
+FREE_STEP_MIB = 512  # of free memory in offers: each change is a new offer to everybody
+
 PICTURE_HANG_SECONDS = 300.0  # one step of a large picture, or reading one, on a CPU takes minutes
 
 
@@ -55,9 +60,10 @@ def need_of(section: RealmSection, folder: ModelFolder) -> Need:
 class EngineLoader:
     """The `Loadable` over a child process."""
 
-    def __init__(self, engine: ProcessEngine, first_loaded: Callable[[], None]) -> None:
-        """`first_loaded` is called once, when the engine knows what it has."""
+    def __init__(self, engine: ProcessEngine, device: str, first_loaded: Callable[[], None]) -> None:
+        """`device` is the operator's wish. `first_loaded` is called once, when the engine knows what it has."""
         self._engine = engine
+        self._device = device
         self._first_loaded = first_loaded
 
     @property
@@ -69,11 +75,13 @@ class EngineLoader:
         """See `Loadable`. A model that was never loaded and cannot be is the operator's mistake: `EngineStartError`."""
         before = self._engine.loaded_before
         try:
-            await self._engine.resume(seat_of(placement))
+            await self._engine.resume(seat_of(placement, self._device))
         except EngineStartError as error:
             if not before:
                 raise
             raise LoadFailed(str(error)) from None
+        if placement.card is not None and self._engine.info.device.kind == "cpu":
+            log.warning("%s runs on the CPU: torch cannot use the card; `mtor doctor` says why", placement.model)
         if not before:
             self._first_loaded()
 
@@ -82,9 +90,9 @@ class EngineLoader:
         await self._engine.suspend()
 
 
-def seat_of(placement: Placement) -> Seat:
+def seat_of(placement: Placement, device: str) -> Seat:
     """How a child is told where it runs. Behind a declared card there is none: it runs on the CPU, and what is said of
-    it is that the card is declared."""
+    it is that the card is declared. A card that torch cannot use is an error only if the operator asked for one."""
     card = placement.card
     options = {"context": str(placement.context)} if placement.context else {}
     if card is None:
@@ -92,7 +100,7 @@ def seat_of(placement: Placement) -> Seat:
     if card.declared:
         return Seat("cpu", {"CUDA_VISIBLE_DEVICES": ""}, options, declared_device(card))
     # Numbers differ between the driver and CUDA; the uuid is the card's own.
-    return Seat("cuda", {"CUDA_VISIBLE_DEVICES": card.uuid}, options)
+    return Seat(device, {"CUDA_VISIBLE_DEVICES": card.uuid}, options)
 
 
 def declared_device(card: Card) -> Device:
@@ -116,13 +124,15 @@ class Serving:
         self._services = services
         self._worker = worker
         self._engines: list[ProcessEngine] = []
+        self._cards_now: dict[str, Card] = {}  # by uuid
         self.cards: Cards = open_cards(config.hardware)
         self.residency = Residency(
             [self._model(section, folder) for section, folder in served],
             partial(look, self.cards, config.hardware.reserve_mib),
             config.hardware.idle_unload_seconds,
         )
-        senses = open_senses(config.guard, self.cards, self._own, self._ours)
+        ignored = OUTER_PROGRAMS if config.outer_models else ()
+        senses = open_senses(config.guard, self.cards, self._own, self._ours, ignored)
         resume_after = config.guard.resume_after_seconds
         self.guard = GameGuard(senses, ByHand(data, clock), self, resume_after, clock)
 
@@ -136,10 +146,12 @@ class Serving:
                     nursery.start_soon(engine.run)
                 await nursery.start(self.guard.run)
                 task_status.started()
+                nursery.start_soon(self._watch_cards)
                 await self.residency.run()
 
     async def drain(self, reason: str, retry_after_ms: int) -> None:
         """See `Aside`. The reason stays here: what the owner does is nobody's business."""
+        self._services.paused = True
         self._worker.pause(retry_after_ms)
         began = trio.current_time()
         await self.residency.suspend()
@@ -149,6 +161,7 @@ class Serving:
         """See `Aside`. Queries that come while the models load wait for them."""
         await self.residency.resume()
         self._worker.resume()
+        self._services.paused = False
 
     def problems(self) -> list[str]:
         """What is wrong or not ready now, in words."""
@@ -172,14 +185,31 @@ class Serving:
         self._services.expect(section.realm, folder.name)
 
         def first_loaded() -> None:
-            service = ModelService(section, engine, gate, lambda: self.residency.can_wake(model))
-            self._services.add(service)
+            wakes, device = partial(self.residency.can_wake, model), partial(self._device, engine, model)
+            self._services.add(ModelService(section, engine, gate, wakes, device))
             log.info("serving %s with %s on %s", section.realm, folder.name, engine.info.device.kind)
 
-        loader = EngineLoader(engine, first_loaded)
+        loader = EngineLoader(engine, section.device, first_loaded)
         need = need_of(section, folder)
         model = Model(need.model, need, loader, gate, section.pinned)
         return model
+
+    async def _watch_cards(self) -> None:
+        """What offers say of the cards' free memory."""
+        while True:
+            cards = await trio.to_thread.run_sync(self.cards.cards)
+            self._cards_now = {card.uuid: card for card in cards}
+            await trio.sleep(CARDS_SECONDS)
+
+    def _device(self, engine: ProcessEngine, model: Model) -> Device:
+        """What a model runs on, as it is now."""
+        device = engine.info.device
+        placed = model.placement.card if model.placement else None
+        if placed is None or device.kind == "cpu":
+            return device
+        card = self._cards_now.get(placed.uuid, placed)
+        free = min(card.free_mib // FREE_STEP_MIB * FREE_STEP_MIB, device.vram_mib)
+        return replace(device, free_mib=free, driver=card.driver[:32])
 
     def _own(self) -> Collection[int]:
         return {engine.process_id for engine in self._engines if engine.process_id is not None}

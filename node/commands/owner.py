@@ -87,7 +87,8 @@ def hardware(options: argparse.Namespace) -> int:
 
 
 def _lines(facts: Json) -> Iterator[str]:
-    yield f"cards: {len(facts['cards'])} (by {printable(facts['about'])})"
+    count, about = len(facts["cards"]) or "none", printable(facts["about"])
+    yield f"cards: {count} ({about})"
     for card in facts["cards"]:
         capability = card["compute_capability"]
         work = "" if card["utilisation"] is None else f", {card['utilisation']} % busy"

@@ -5,7 +5,9 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +17,10 @@ from safetensors.numpy import save_file
 
 import cli
 from node import doctor
-from node.config import GatewaySection, NodeConfig, NodeSection, RealmSection
-from node.doctor import Card, Finding, examine
+from node.cards import Card
+from node.config import GatewaySection, NodeConfig, NodeSection
+from node.doctor import Finding, examine
+from node.fake_cards import FakeCards
 from node.gateway.keys import ApiKeys
 from node.identity import KEY_FILE, load_or_create_identity
 from node.models import ModelStore
@@ -24,7 +28,7 @@ from node.operations import Json
 from protocol.ids import NodeId, peer_id
 from tests.node.gateway_world import gateway_world
 
-CARD = Card("RTX 4090", "8.9", 24_564, 20_000)
+CARD = Card(0, "GPU-1", "RTX 4090", 24_564, 20_000, 89, "580")
 PEER = peer_id(NodeId(bytes(32)))
 
 
@@ -130,24 +134,31 @@ def test_a_full_disk_is_found(data: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert [finding.about for finding in bad(doctor._folder(data))] == ["data folder"]
 
 
+def use_of(cards: list[Card], usable: int, torch_cuda: str | None) -> list[Finding]:
+    """What is said of cards that the driver and torch see."""
+    return list(doctor._use_of(cards, "no NVIDIA driver answers", usable, "2.13.0", torch_cuda))
+
+
 def test_a_card_that_torch_does_not_see_has_a_reason() -> None:
-    assert doctor._no_card("", "2.13.0", "13.0").level == "note"
-    cpu_build = doctor._no_card("RTX 4090, 580.1", "2.13.0+cpu", None)
+    assert [finding.level for finding in use_of([], 0, "13.0")] == ["note"]
+    assert use_of([CARD], 1, "13.0") == []
+    [cpu_build] = use_of([CARD], 0, None)
     assert cpu_build.level == "bad" and "CPU build" in cpu_build.found and "CUDA build" in cpu_build.fix
-    old_driver = doctor._no_card("RTX 4090, 470.1", "2.13.0", "13.0")
-    assert old_driver.level == "bad" and "CUDA 13.0" in old_driver.fix
+    [old_driver] = use_of([CARD], 0, "13.0")
+    assert old_driver.level == "bad" and "driver 580" in old_driver.found and "CUDA 13.0" in old_driver.fix
+    [unmanaged] = use_of([], 1, "13.0")
+    assert unmanaged.level == "bad" and "nvidia-smi" in unmanaged.fix
 
 
-@pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")
-def test_the_drivers_own_tool_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert doctor._nvidia_driver() == ""
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text("#!/bin/sh\necho 'RTX 4090, 580.65'\n")
-    tool.chmod(0o755)
-    assert doctor._nvidia_driver() == "RTX 4090, 580.65"
-    tool.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n")
-    assert doctor._nvidia_driver() == ""
+def test_declared_cards_are_named_as_such_and_a_wrong_declaration_is_found(data: Path) -> None:
+    (data / "cards.json").write_text('{"cards": [{"name": "RTX 4090", "vram_mib": 24564}]}')
+    with (data / "realms.yml").open("a") as file:
+        file.write("hardware: {declared: cards.json}\n")
+    [finding] = [finding for finding in examine(data) if finding.about == "card"]
+    assert finding.level == "note" and finding.found.startswith("RTX 4090 (declared), 24564 of 24564 MiB free")
+    (data / "cards.json").write_text("{}")
+    [finding] = [finding for finding in bad(examine(data)) if finding.about == "card"]
+    assert "does not declare cards" in finding.found
 
 
 # --- models --------------------------------------------------------------------------------------------
@@ -164,25 +175,29 @@ def test_models_that_are_not_there_are_found(data: Path, tmp_path: Path) -> None
 
 
 def model_findings(tmp_path: Path, device: str, cards: list[Card], running: bool = False) -> list[Finding]:
-    """What is said of a model of 3 MiB."""
+    """What is said of a model of 3 MiB, which takes 759 of a card: most of that is CUDA's."""
     model = tmp_path / "mine"
     model.mkdir(exist_ok=True)
     (model / "config.json").write_text("{}")
     save_file({"weight": np.zeros(3 << 20, dtype=np.uint8)}, model / "model.safetensors")
-    section = RealmSection.model_validate({"model": str(model), "device": device})
-    return list(doctor._models(ModelStore(tmp_path / "models"), [section], cards, running))
+    config = NodeConfig.model_validate({"realms": [{"model": str(model), "device": device}]})
+    return list(doctor._models(ModelStore(tmp_path / "models"), config, FakeCards(cards), running))
 
 
-def test_a_model_has_to_fit_on_the_card(tmp_path: Path) -> None:
-    full = Card("RTX 4090", "8.9", 24_564, 2)
+def test_a_model_has_to_fit_on_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=64 << 30))
+    full = replace(CARD, free_mib=900)
     assert bad(model_findings(tmp_path, "auto", [full, CARD])) == []  # one of them has room
-    [finding] = bad(model_findings(tmp_path, "auto", [full]))
-    assert "3 MiB of weights, and the card 2 MiB free" in finding.found
+    notes = [finding for finding in model_findings(tmp_path, "auto", [full]) if finding.level == "note"]
+    assert "no card holds it" in notes[0].found and "on the CPU" in notes[0].found
+    [finding] = bad(model_findings(tmp_path, "cuda", [full]))
+    assert "does not fit: it takes 759 MiB" in finding.found and "RTX 4090) has 388 MiB" in finding.found
+    assert finding.fix.startswith("device: auto, which would take the CPU; or ending what else uses RTX 4090")
     assert bad(model_findings(tmp_path, "cpu", [full])) == []
-    assert bad(model_findings(tmp_path, "auto", [full], running=True)) == []  # it is what fills the card
+    assert bad(model_findings(tmp_path, "cuda", [full], running=True)) == []  # it is what fills the card
     assert bad(model_findings(tmp_path, "auto", [])) == []
     [finding] = bad(model_findings(tmp_path, "cuda", []))
-    assert "torch sees none" in finding.found
+    assert "this machine has none" in finding.found
 
 
 # --- the node and its ports ----------------------------------------------------------------------------
