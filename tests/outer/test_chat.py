@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import struct
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -155,6 +156,9 @@ async def test_what_is_not_asked_for_is_not_sent(server: RunningServer) -> None:
     assert (await asked_of(server, "tiny-vllm", chat_request("q", max_tokens=1)))["top_k"] == -1
 
 
+JPEG = bytes.fromhex("ffd8ffc0000b080004000401011100ffd9")
+
+
 def vision(pictures: tuple[bytes, ...], turns: tuple[int, ...]) -> VisionRequest:
     chat = chat_request("look", "I did", "and now?", max_tokens=3)
     fields = {name: getattr(chat, name) for name in ChatRequest.__dataclass_fields__}
@@ -163,7 +167,7 @@ def vision(pictures: tuple[bytes, ...], turns: tuple[int, ...]) -> VisionRequest
 
 
 async def test_pictures_stand_in_their_turns(server: RunningServer) -> None:
-    first, second = png(4, 4), b"\xff\xd8\xff" + bytes(20)
+    first, second = png(4, 4), JPEG
     engine = model_of(server, realm="$VISION")
     async with running(engine):
         await answer(engine, vision((first, second), (0, 2)), inputs=(first, second))
@@ -175,12 +179,19 @@ async def test_pictures_stand_in_their_turns(server: RunningServer) -> None:
     assert messages[2]["content"][0]["image_url"]["url"].startswith("data:image/jpeg;base64,")
 
 
-async def test_what_is_no_picture_is_not_sent_on(server: RunningServer) -> None:
-    svg = b"<svg xmlns='http://www.w3.org/2000/svg'/>"
-    async with running(model_of(server, realm="$VISION")) as engine:
+BOMB = png(4, 4)[:16] + struct.pack(">II", 60_000, 60_000) + png(4, 4)[24:]
+
+
+@pytest.mark.parametrize("kind", ["openai", "predict"])
+@pytest.mark.parametrize(
+    "picture", [b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"hello", BOMB], ids=["svg", "text", "bomb"]
+)
+async def test_what_is_no_picture_is_not_sent_on(server: RunningServer, picture: bytes, kind: str) -> None:
+    async with running(model_of(server, kind, realm="$VISION")) as engine:
         with pytest.raises(EngineError) as refused:
-            await answer(engine, vision((svg,), (0,)), inputs=(svg,))
+            await answer(engine, vision((picture,), (0,)), inputs=(picture,))
     assert refused.value.code is ErrorCode.INVALID_REQUEST
+    assert all("body" not in each for each in (await server.seen())["seen"])
 
 
 async def test_an_answer_without_a_stream_is_taken(server: RunningServer) -> None:

@@ -37,6 +37,14 @@ def picture_type(data: bytes) -> str:
     return next((kind for start, kind in PICTURES if start.match(data)), "")
 
 
+def input_picture(data: bytes) -> str:
+    """The media type of an asker's picture, held to the limits of the node's own eyes before a server decodes it.
+    Raises `EngineError` (INVALID_REQUEST)."""
+    from node.engines.images import read_header  # loads a decoder library, which only nodes with eyes need
+
+    return f"image/{read_header(data).format.lower()}"
+
+
 def sound_type(data: bytes) -> str:
     """The usual ending of such a sound file's name, "" if it is none that servers take."""
     return next((kind for start, kind in SOUNDS if start.match(data)), "")

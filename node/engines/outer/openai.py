@@ -16,7 +16,7 @@ from typing import Any
 
 from node.engines.outer import openai_media
 from node.engines.outer.engine import Facts, OuterGeneration, clean, guess_tokens
-from node.engines.outer.files import picture_type
+from node.engines.outer.files import input_picture
 from node.engines.outer.http import Answer, BadAnswer, BrokenOff, OuterError, OuterHttp
 from node.engines.outer.json_shapes import at, count_at, list_at, text_at
 from node.engines.outer.sse import events
@@ -149,10 +149,7 @@ def _messages(request: ChatRequest, inputs: Sequence[bytes]) -> list[dict[str, A
 
 
 def _data_url(data: bytes) -> str:
-    kind = picture_type(data)
-    if not kind:
-        raise EngineError(ErrorCode.INVALID_REQUEST, "a picture is a JPEG, PNG, WebP or GIF file")
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    return f"data:{input_picture(data)};base64,{base64.b64encode(data).decode()}"
 
 
 def _wishes(request: ChatRequest, dialect: Dialect) -> dict[str, Any]:

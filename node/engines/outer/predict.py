@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from node.engines.outer.engine import BYTES_A_TOKEN, Facts, OuterGeneration, guess_tokens
-from node.engines.outer.files import sound_tenths, sound_type
+from node.engines.outer.files import input_picture, sound_tenths, sound_type
 from node.engines.outer.http import BadAnswer, OuterHttp
 from node.engines.outer.json_shapes import text_at
 from node.engines.outer.openai_media import (
@@ -73,6 +73,8 @@ class PredictServer:
         check_roles(request)
         if len(inputs) > 1:
             raise EngineError(ErrorCode.UNSUPPORTED_FEATURE, "this worker looks at one picture at a time")
+        for picture in inputs:
+            input_picture(picture)
         prompt = one_prompt(request)
         more = {"image": base64.b64encode(inputs[0]).decode()} if inputs else {}
         text = text_at(await self._ask(request, prompt, more), "response")
