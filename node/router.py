@@ -275,7 +275,7 @@ class _Answering:
             directory.succeeded(node, model, outcome.ttft_ms, speed)
         elif outcome.code is ErrorCode.WORKER_LOST:
             directory.unreachable(node, model)
-        elif outcome.refused:
+        elif outcome.refused or outcome.code is ErrorCode.PAUSED:  # in mid-answer too, it said when to come back
             directory.refused(node, model, outcome.retry_after_ms)
         elif outcome.code is not None and CODES[outcome.code].fault == "worker":
             directory.failed(node, model)
