@@ -122,19 +122,18 @@ class PackedNetwork:
         shelf = self._shelves.reserve(memory, len(ids))
         keys = shelf.keys[:, memory.index, :, :, :end].unbind(0)  # each (pairs, head, end)
         values = shelf.values[:, memory.index, :, :end].unbind(0)  # each (pairs, end, head)
-        mask = torch.ones(len(ids), end, dtype=torch.bool).tril(start)
+        group, scale = self._heads // self._pairs, self._head**-0.5
+        mask = self._added(torch.ones(len(ids), end, dtype=torch.bool).triu(start + 1)).repeat(group, 1)[None]
 
         def attend(index: int, queries: torch.Tensor, new_keys: torch.Tensor, new_values: torch.Tensor) -> torch.Tensor:
             keys[index][:, :, start:] = new_keys.permute(1, 2, 0)
             values[index][:, start:] = new_values.transpose(0, 1)
-            seen = functional.scaled_dot_product_attention(
-                queries.transpose(0, 1)[None],
-                keys[index].transpose(1, 2)[None],
-                values[index][None],
-                attn_mask=mask,
-                enable_gqa=True,
-            )
-            return seen[0].transpose(0, 1).reshape(len(ids), -1)
+            # (pairs, group * tokens, head): three times as fast as torch's own attention with a mask
+            grouped = queries.unflatten(1, (self._pairs, group)).permute(1, 2, 0, 3).flatten(1, 2)
+            weights = torch.softmax(torch.baddbmm(mask, grouped, keys[index], alpha=scale), -1)
+            seen = torch.bmm(weights, values[index]).unflatten(1, (group, -1))  # (pairs, group, tokens, head)
+            together: torch.Tensor = seen.permute(2, 0, 1, 3).reshape(len(ids), -1)
+            return together
 
         state = self._through_layers(torch.tensor(ids), torch.arange(start, end), attend)
         memory.length = end
@@ -162,10 +161,8 @@ class PackedNetwork:
                 # (rows * pairs, queries of a pair, head): the queries that share keys are the rows of one product
                 grouped = queries[part].reshape(len(place.rows) * self._pairs, -1, self._head)
                 seen_keys = place.seen_keys[index]
-                if place.mask is None:
-                    scores = torch.bmm(grouped, seen_keys).mul_(scale)
-                else:
-                    scores = torch.baddbmm(place.mask, grouped, seen_keys, alpha=scale)
+                scores = torch.bmm(grouped, seen_keys)
+                scores = scores.mul_(scale) if place.mask is None else torch.add(place.mask, scores, alpha=scale)
                 seen = torch.bmm(torch.softmax(scores, -1), place.seen_values[index])
                 attended[part] = seen.view(len(place.rows), -1)
             return attended
@@ -228,8 +225,10 @@ class PackedNetwork:
         hidden = torch.arange(end) > positions[:, None]  # (rows, end)
         if not hidden.any():
             return None
-        mask = torch.zeros(hidden.shape, dtype=self._dtype).masked_fill_(hidden, -torch.inf)
-        return mask.repeat_interleave(self._pairs, 0)[:, None]
+        return self._added(hidden).repeat_interleave(self._pairs, 0)[:, None]
+
+    def _added(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(hidden.shape, dtype=self._dtype).masked_fill_(hidden, -torch.inf)
 
     def _turn(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(cosines, sines) of the rotary embedding, (tokens, 1, head) each; the first half of the sines is negated."""
