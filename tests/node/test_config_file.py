@@ -266,3 +266,16 @@ def test_the_example_names_every_setting_with_its_default() -> None:
         kind = field.annotation
         settings |= set(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else set()
     assert settings <= named, settings - named
+
+
+# --- hours ---------------------------------------------------------------------------------------------
+
+
+def test_hours_that_cannot_be_read_are_refused_where_they_stand(tmp_path: Path) -> None:
+    text = 'guard:\n  pause:\n    - "18:00-23:00 mon-fri"\n    - "18:00-23:00 monday"\n'
+    assert "realms.yml:4:7: '18:00-23:00 monday': monday is no day; days are mon, tue" in refusal(tmp_path, text)
+    assert load(tmp_path, "guard: {pause: [9:00-17:00]}\n").guard.pause == ("9:00-17:00",)
+
+
+def test_a_file_of_declared_cards_is_relative_to_the_configuration(tmp_path: Path) -> None:
+    assert load(tmp_path, "hardware: {declared: cards.json}\n").hardware.declared == tmp_path / "cards.json"
