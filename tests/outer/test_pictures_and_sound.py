@@ -20,6 +20,7 @@ from tests.outer.world import RunningServer, answer, data_of, model_of, running,
 
 PICTURE = ImagineRequest("a red barn", "blur", 64, 48, 20, 7_500, 11, 0)
 SOUND = wav(25)
+OGG = b"OggS" + bytes(16_000)
 
 
 def transcribe(sound: bytes = SOUND, timestamps: int = 0, translate: int = 0) -> TranscribeRequest:
@@ -72,6 +73,14 @@ async def test_a_transcript(server: RunningServer) -> None:
     assert (fields["language"], fields["prompt"], fields["temperature"]) == ("de", "Müller", "0.2")
 
 
+async def test_a_sound_that_is_no_wav_is_as_long_as_the_server_says(server: RunningServer) -> None:
+    async with running(model_of(server, realm="$SPEECH", options={"serves": "transcribe"})) as engine:
+        assert (await answer(engine, transcribe(OGG), inputs=(OGG,)))[0] == Prompted(613)
+        with pytest.raises(EngineError) as refused:
+            await answer(engine, transcribe(b"hello"), inputs=(b"hello",))
+    assert refused.value.code is ErrorCode.INVALID_REQUEST
+
+
 async def test_a_transcript_with_times_is_webvtt(server: RunningServer) -> None:
     async with running(model_of(server, realm="$SPEECH", options={"serves": "transcribe"})) as engine:
         events = await answer(engine, transcribe(timestamps=1, translate=1), inputs=(SOUND,))
@@ -88,7 +97,7 @@ async def test_a_server_without_verbose_answers_is_asked_plainly(server: Running
     await server.fault("no verbose")
     async with running(model_of(server, realm="$SPEECH", options={"serves": "transcribe"})) as engine:
         for _ in range(2):
-            assert text_of(await answer(engine, transcribe(), inputs=(SOUND,))) != ""
+            assert text_of(await answer(engine, transcribe(OGG), inputs=(OGG,))) != ""
     forms = [each["body"]["response_format"] for each in (await server.seen())["seen"] if "body" in each]
     assert forms == ["verbose_json", "json", "json"]  # the second time it is known
 
@@ -248,7 +257,7 @@ def test_a_wav_that_claims_a_gigabyte_is_as_long_as_its_bytes() -> None:
 
 
 def test_a_sound_of_unknown_form_is_guessed_from_its_bytes() -> None:
-    assert sound_tenths(b"OggS" + bytes(16_000)) == 11
+    assert sound_tenths(OGG) == 11
 
 
 def test_half_a_picture_is_none() -> None:

@@ -82,15 +82,16 @@ class OpenAIMedia:
 
     async def _transcript(self, request: TranscribeRequest, upload: Upload) -> Any:
         path = "/audio/translations" if request.translate else "/audio/transcriptions"
-        if not self._plain_transcripts:
+        # A WAV tells its own length, and times cost the server more.
+        wanted = request.timestamps or not (self._plain_transcripts or upload.filename.endswith(".wav"))
+        if wanted:
             try:
                 return await self._post(path, upload, "verbose_json")
             except BadStatus as error:
                 if request.timestamps or error.code is not ErrorCode.UNSUPPORTED_FEATURE or error.status == 404:
                     raise
-        answer = await self._post(path, upload, "json")
-        self._plain_transcripts = True
-        return answer
+            self._plain_transcripts = True
+        return await self._post(path, upload, "json")
 
     async def _post(self, path: str, upload: Upload, form: str) -> Any:
         fields = {**upload.fields, "response_format": form}
