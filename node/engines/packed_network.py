@@ -129,11 +129,12 @@ class PackedNetwork:
             keys[index][:, :, start:] = new_keys.permute(1, 2, 0)
             values[index][:, start:] = new_values.transpose(0, 1)
             # (pairs, group * tokens, head): three times as fast as torch's own attention with a mask
-            grouped = queries.unflatten(1, (self._pairs, group)).permute(1, 2, 0, 3).flatten(1, 2)
+            grouped = queries.reshape(len(ids), self._pairs, group, -1).permute(1, 2, 0, 3).flatten(1, 2)
             weights = torch.softmax(torch.baddbmm(mask, grouped, keys[index], alpha=scale), -1)
-            seen = torch.bmm(weights, values[index]).unflatten(1, (group, -1))  # (pairs, group, tokens, head)
-            together: torch.Tensor = seen.permute(2, 0, 1, 3).reshape(len(ids), -1)
-            return together
+            seen = torch.bmm(weights, values[index]).view(
+                self._pairs, group, len(ids), -1
+            )  # (pairs, group, tokens, head)
+            return seen.permute(2, 0, 1, 3).reshape(len(ids), -1)
 
         state = self._through_layers(torch.tensor(ids), torch.arange(start, end), attend)
         memory.length = end

@@ -83,9 +83,9 @@ def test_a_packed_llama_gives_the_logits_of_transformers(changes: dict[str, Any]
     assert likeness(other_end, exact) < 0.9  # so that 0.99 says something
 
 
-@pytest.mark.parametrize(("arithmetic", "least"), [("fp32", 0.999_99), ("bf16", 0.999), ("packed", 0.99)])
+@pytest.mark.parametrize(("arithmetic", "least"), [("fp32", 0.999_99), ("bf16", 0.99), ("packed", 0.99)])
 def test_tokens_one_by_one_or_in_parts_or_at_once_are_the_same(arithmetic: str, least: float) -> None:
-    """These weights are no 4-bit ones, and one token is computed with fewer bits than many; hence the 0.99."""
+    """Random weights make large scores, and packed ones that are no 4-bit ones two kinds of product; hence the 0.99."""
     network = PackedNetwork(llama(), arithmetic)
     ids = random_ids(TOKENS, 3)
     at_once = logits(network, ids, [TOKENS])
