@@ -431,6 +431,14 @@ def test_every_entry_says_what_it_is_and_what_it_cannot_do() -> None:
         assert all("==" in wheel.requirement for wheel in entry.wheels), entry.name
 
 
+def test_the_documentation_has_every_entry() -> None:
+    text = (REPOSITORY / "docs" / "models.md").read_text("utf-8")
+    for entry in CATALOGUE.values():
+        [row] = [line for line in text.splitlines() if line.startswith(f"| {entry.name} |")]
+        assert entry.realm in row
+        assert ("builtin" if entry.builtin else f"{entry.fetch_bytes / 10**6:.0f} MB") in row
+
+
 async def test_models_that_come_with_the_package_are_whole_and_stay(tmp_path: Path) -> None:
     store = ModelStore(tmp_path)
     for entry in (entry for entry in CATALOGUE.values() if entry.builtin):
