@@ -116,5 +116,7 @@ class Services:
             raise Refused(ErrorCode.NO_SUCH_MODEL, f"{realm} {model} is not served here; this node serves {served}")
         ready = [service for service in fitting if service.takes_queries]
         if not ready:
-            raise Refused(ErrorCode.ENGINE_FAILED, "the model is being loaded", LOADING_RETRY_MS)
+            outer = fitting and all(service.section.outer for service in fitting)
+            message = "the worker's server is down" if outer else "the model is being loaded"
+            raise Refused(ErrorCode.ENGINE_FAILED, message, LOADING_RETRY_MS)
         return min(ready, key=lambda service: service.scheduler.busy + service.scheduler.queued)

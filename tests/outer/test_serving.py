@@ -137,5 +137,5 @@ realms:
         assert services.choose(CHAT, "tiny-llama", NUMBERS[ChatRequest]).engine.ready
         with pytest.raises(Refused) as refused:
             services.choose(CHAT, "absent", NUMBERS[ChatRequest])
-        assert refused.value.retry_after_ms > 0
+        assert refused.value.retry_after_ms > 0 and refused.value.message == "the worker's server is down"
         nursery.cancel_scope.cancel()

@@ -15,7 +15,7 @@ from node.config import NodeConfig
 ROOT = Path(__file__).parents[2]
 TEXTS = [
     ROOT / "README.md",
-    *(ROOT / "docs" / name for name in ("quickstart.md", "game-guard.md", "hardware.md")),
+    *(ROOT / "docs" / name for name in ("quickstart.md", "game-guard.md", "hardware.md", "workers.md")),
     ROOT / "CONTRIBUTING.md",
 ]
 

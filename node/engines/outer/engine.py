@@ -274,9 +274,11 @@ class OuterEngine:
     def _note(self, generation: OuterGeneration, last: EngineEvent | EngineError) -> None:
         """The speed of a whole answer; a failure that a look at the server can explain."""
         if isinstance(last, OuterError):
-            log.warning("the server of %s failed a query: %s", self._info.name, last.detail)
             gone = isinstance(last, NotConnected | BrokenOff | NotAllowed)
-            if gone or (isinstance(last, BadStatus) and last.status >= 500):
+            gone = gone or (isinstance(last, BadStatus) and last.status >= 500)
+            level = logging.WARNING if gone else logging.INFO  # the rest may be the asker's doing
+            log.log(level, "the server of %s failed a query: %s", self._info.name, last.detail)
+            if gone:
                 self._health.suspect()
         if isinstance(last, Finished) and last.units_out > 8:
             speed = (last.units_out - 1) / max(1e-6, time.monotonic() - generation.first_at)
