@@ -11,6 +11,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -23,6 +25,7 @@ log = logging.getLogger("mtor.cards")
 Fact = TypeVar("Fact")
 
 RETRY_SECONDS = 60.0  # a driver may be installed or come back while the node runs
+FIRST_NAMESPACE = 0xEFFFFFFC  # the inode of the machine's own process ids (PROC_PID_INIT_INO of Linux)
 LOOK_BACK_MICROSECONDS = 2_000_000  # of the samples of a process's work
 
 
@@ -122,11 +125,23 @@ class NvmlCards:
 
 
 def process_name(pid: int) -> str:
-    """What a process is called; "" if it is not to be seen from here (gone, or outside this container)."""
+    """What a process is called; "" if it is not to be seen from here: gone, or in a container, where the same number
+    is another process."""
+    if _contained():
+        return ""
     try:
         return str(psutil.Process(pid).name())
     except (psutil.Error, OSError, ValueError):
         return ""
+
+
+@cache
+def _contained() -> bool:
+    """Has this process a numbering of its own? The driver tells the machine's numbers."""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino != FIRST_NAMESPACE
+    except OSError:
+        return False  # no Linux
 
 
 def _busy(handle: Any) -> dict[int, int]:

@@ -1,14 +1,16 @@
 """Other processes on the card: a game, a renderer, somebody else's model.
 
-Rule: our own engines never count, nor programs on the list of those that only draw the desktop. A process whose name
-cannot be seen from here (a container has process ids of its own, and the driver reports the machine's) is nobody's:
-it might be ours.
+Rule: our own engines never count, nor those of another node on this machine (two nodes would send each other away),
+nor programs on the list of those that only draw the desktop. A process whose name cannot be seen from here (a container
+has process ids of its own, and the driver reports the machine's) is nobody's: it might be ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+
+import psutil
 
 from node.cards import Card, CardProcess, Cards
 from node.guard.names import named_in
@@ -33,6 +35,9 @@ DESKTOP_PROGRAMS = (
 )  # fmt: skip
 
 
+ENGINE_MODULE = "node.engines.child"
+
+
 @dataclass(frozen=True, slots=True)
 class CardLimits:
     """What on a card counts as use by the owner."""
@@ -43,15 +48,30 @@ class CardLimits:
     ignore: Sequence[str] = ()  # beside DESKTOP_PROGRAMS
 
 
+def is_engine(pid: int) -> bool:
+    """Is this process an engine of some node on this machine?"""
+    try:
+        return ENGINE_MODULE in psutil.Process(pid).cmdline()
+    except (psutil.Error, OSError, ValueError):
+        return False
+
+
 class CardSense:
     """See `Sense`. `own` gives the process ids of our engines."""
 
     name = "card"
 
     def __init__(
-        self, cards: Cards, own: Callable[[], Collection[int]], limits: CardLimits, ours: Callable[[Card], bool]
+        self,
+        cards: Cards,
+        own: Callable[[], Collection[int]],
+        limits: CardLimits,
+        ours: Callable[[Card], bool],
+        is_engine: Callable[[int], bool] = is_engine,
     ) -> None:
-        """`ours`: has the node a model on this card (whose work is in the card's utilisation)?"""
+        """`ours`: has the node a model on this card (whose work is in the card's utilisation)? `is_engine`: is this
+        process any node's engine?"""
+        self._is_engine = is_engine
         self._cards = cards
         self._own = own
         self._limits = limits
@@ -66,7 +86,7 @@ class CardSense:
         reasons, blind = [], []
         for card in cards:
             processes = self._cards.processes(card)
-            if processes is None:
+            if processes is None or any(self._hidden(process) for process in processes):
                 blind.append(card.name)
             users = [process for process in processes or () if self._counts(process)]
             reasons += [_describe(process, card) for process in users]
@@ -74,16 +94,20 @@ class CardSense:
                 reasons += self._busy(card)
         if reasons:
             return Reading(Says.PAUSE, "; ".join(reasons[:3]))
-        return Reading(Says.UNKNOWN, f"{blind[0]} does not say who uses it") if blind else QUIET
+        return Reading(Says.UNKNOWN, f"{blind[0]} does not say who uses it, not to this process") if blind else QUIET
 
     def _counts(self, process: CardProcess) -> bool:
         limits = self._limits
         if process.pid in self._own() or names_nobody(process.name) or named_in(process.name, limits.ignore):
             return False
-        if (process.busy_percent or 0) >= limits.busy_percent:
-            return True
         least = limits.graphics_mib if process.use == "graphics" else limits.compute_mib
-        return process.use == "graphics" if process.mib is None else process.mib > least
+        large = process.use == "graphics" if process.mib is None else process.mib > least
+        busy = (process.busy_percent or 0) >= limits.busy_percent
+        return (large or busy) and not self._is_engine(process.pid)
+
+    def _hidden(self, process: CardProcess) -> bool:
+        """Somebody large whom nobody here can name: the machine's own process, seen from a container."""
+        return not process.name and process.pid not in self._own() and (process.mib or 0) > self._limits.compute_mib
 
     def _busy(self, card: Card) -> list[str]:
         """Work on a card where we have nothing, by whoever it may be. One look is a video's first picture."""

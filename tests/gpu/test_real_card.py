@@ -68,7 +68,7 @@ def test_the_facts_of_a_card(card: Card) -> None:
 def test_memory_that_another_program_takes_is_seen(card: Card, user: subprocess.Popen[bytes]) -> None:
     assert CARDS.cards()[0].free_mib <= card.free_mib - TAKEN_MIB
     seen = of(user, card)
-    if seen is not None and seen.mib is not None:
+    if seen is not None and seen.mib is not None and seen.name:
         assert seen.mib >= TAKEN_MIB and seen.use == "compute"
         sense = CardSense(CARDS, set, CardLimits(), lambda card: False)
         assert sense.read().says is Says.PAUSE

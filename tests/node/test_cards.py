@@ -95,12 +95,19 @@ class FakeNvml:
 def test_what_the_driver_says(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeNvml().install(monkeypatch)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(nvml_cards, "_contained", lambda: False)
     cards: Cards = NvmlCards()
     assert cards.cards() == (CARD,) and cards.about == "the NVIDIA driver"
     mine, strange = cards.processes(CARD) or ()
     assert (mine.pid, mine.mib, mine.use, mine.busy_percent) == (HERE, 3_072, "compute", 61) and mine.name
     assert strange == CardProcess((1 << 22) + 1, "", 1, "graphics", None)
     assert cards.utilisation(CARD) == 42
+
+
+def test_in_a_container_the_drivers_numbers_name_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeNvml().install(monkeypatch)
+    monkeypatch.setattr(nvml_cards, "_contained", lambda: True)
+    assert [process.name for process in NvmlCards().processes(CARD) or ()] == ["", ""]
 
 
 SAY_NOTHING: list[tuple[set[str], tuple[int, bool, bool]]] = [

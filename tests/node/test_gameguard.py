@@ -3,6 +3,8 @@
 import json
 import socket
 import struct
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,7 +26,7 @@ from node.guard.by_hand import PAUSE_FILE, ByHand
 from node.guard.decision import BLIND_MS, Decision, decide, overrule
 from node.guard.full_screen import FullScreenSense
 from node.guard.names import named_in
-from node.guard.on_card import CardLimits, CardSense
+from node.guard.on_card import ENGINE_MODULE, CardLimits, CardSense
 from node.guard.programs import FRESHENED, ProgramsSense
 from node.guard.schedule import ScheduleError, ScheduleSense, parse_hours
 from node.guard.sense import QUIET, FakeSense, Reading, Says
@@ -298,6 +300,13 @@ def test_who_counts_on_a_card(process: CardProcess, pauses: bool) -> None:
     assert (on_card(process, ignore=["mytool"]).says is Says.PAUSE) == pauses
 
 
+def test_another_nodes_engine_on_the_card_is_no_game() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()", ENGINE_MODULE], stdin=subprocess.PIPE) as engine:
+        assert on_card(CardProcess(engine.pid, "python3", 9_000, "compute", 90)) == QUIET
+        engine.communicate(b"\n")
+    assert on_card(CardProcess(engine.pid, "python3", 9_000, "compute", 90)).says is Says.PAUSE  # it is gone
+
+
 def test_a_card_busy_with_what_nobody_lists() -> None:
     assert on_card(busy=95, ours=False).says is Says.PAUSE
     assert on_card(busy=95, ours=True) == QUIET
@@ -308,7 +317,9 @@ def test_a_card_busy_with_what_nobody_lists() -> None:
 
 def test_a_card_that_does_not_say_who_uses_it_and_no_card_at_all_are_unknown() -> None:
     silent = CardSense(FakeCards([CARD]), set, CardLimits(), lambda card: True).read()
-    assert silent == Reading(Says.UNKNOWN, "RTX 4090 does not say who uses it")
+    assert silent == Reading(Says.UNKNOWN, "RTX 4090 does not say who uses it, not to this process")
+    assert on_card(CardProcess(5, "", 9_000, "compute")) == silent  # seen from a container
+    assert on_card(CardProcess(OURS, "", 9_000, "compute"), CardProcess(5, "", 10, "graphics")) == QUIET
     none = CardSense(FakeCards(about="no driver"), set, CardLimits(), lambda card: True).read()
     assert none == Reading(Says.UNKNOWN, "no card to look at: no driver")
 
