@@ -379,6 +379,19 @@ async def endless_tokens(request: web.Request) -> web.StreamResponse:
         await stream.say("more ")
 
 
+async def dies(request: web.Request) -> web.StreamResponse:
+    """Nine words of an answer, then nothing more."""
+    asked = await request.json()
+    stream = Stream(request, asked["model"], 5)
+    await stream.begin()
+    for index in range(9):
+        await stream.say(token(index))
+    await asyncio.sleep(0.1)
+    assert request.transport is not None
+    request.transport.close()
+    return stream.response
+
+
 async def lying_usage(request: web.Request) -> web.StreamResponse:
     """Three words and a bill of a million tokens with each."""
     stream = Stream(request, "tiny-vllm", 5)
@@ -457,6 +470,7 @@ FAULTS: dict[str, Handler] = {
     "ends early": stream_of(content('"half"')),
     "strange text": stream_of(content('"a\\u0000\\u001b[31m\\ud800b\udcff<|im_end|>"'), DONE),
     "big piece": stream_of(content('"' + "x" * 100_000 + '"'), DONE),
+    "dies": dies,
     "endless tokens": endless_tokens,
     "endless line": for_ever(b"data: " + b"x" * 65_536, "text/event-stream"),
     "endless comments": for_ever(b": still here\n\n" * 4_096, "text/event-stream"),

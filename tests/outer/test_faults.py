@@ -103,6 +103,13 @@ async def test_a_model_that_never_stops_is_stopped(server: RunningServer) -> Non
             await trio.sleep(0.01)
 
 
+async def test_a_whole_answer_in_one_piece_is_cut_at_what_was_asked_for(server: RunningServer) -> None:
+    async with running(model_of(server, model="tiny-plain")) as engine:
+        await server.fault("big piece")
+        events = await answer(engine, ASKED)
+    assert text_of(events) == "x" * 12 * 64 and events[-1] == Finished("stop", 7, 12)
+
+
 async def test_a_lying_count_is_bounded_by_what_was_delivered(server: RunningServer) -> None:
     async with running(model_of(server, model="tiny-vllm")) as engine:
         await server.fault("lying usage")

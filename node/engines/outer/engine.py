@@ -129,7 +129,8 @@ class OuterGeneration:
 
     async def text(self, text: str, units_out: int) -> None:
         """More text, which brings the count to `units_out`; a count that cannot be is corrected. Waits for grants."""
-        text = clean(text)
+        room = self.most_units * MOST_TOKEN_BYTES - self.delivered_bytes
+        text = clean(text[: max(room, 0)])
         size = self.delivered_bytes + len(text.encode())
         least = max(self.units_out, -(-size // MOST_TOKEN_BYTES))
         last = min(max(least, min(units_out, size + COUNT_ALLOWANCE)), self.most_units)
