@@ -6,7 +6,7 @@ SHELL := /bin/sh
 PYTHON ?= $(firstword $(shell for p in python3.11 python3.12 python3; do \
 	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo "$$p"; done) python3)
 BIN := .venv/bin
-MODELS := smollm2-135m mtor-eyes whisper-tiny.en hibari
+MODELS := smollm2-135m mtor-eyes whisper-tiny.en
 export MTOR_MODELS ?= $(CURDIR)/.models
 
 .PHONY: demo test check lint types contracts format bench model-check models preflight venv clean

