@@ -42,18 +42,32 @@ class _Weights:
     logits: Product
 
 
-@dataclass(frozen=True, slots=True)
 class _Place:
     """What the attention of one shelf's rows needs, for all layers."""
 
-    first: int  # of these rows among all that take part
-    rows: torch.Tensor  # (rows,)
-    positions: torch.Tensor  # (rows,): where the new token goes
-    keys: torch.Tensor  # (layers, rows, pairs, head, capacity)
-    values: torch.Tensor  # (layers, rows, pairs, capacity, head)
-    seen_keys: tuple[torch.Tensor, ...]  # for each layer (rows * pairs, head, end)
-    seen_values: tuple[torch.Tensor, ...]  # for each layer (rows * pairs, end, head)
-    mask: torch.Tensor | None  # (rows * pairs, 1, end), None if all rows are as long
+    def __init__(self, shelf: Shelf, rows: list[Row], first: int, mask: torch.Tensor | None) -> None:
+        """`first`: of these rows among all that take part. `mask`: (rows * pairs, 1, end), None if all are as long."""
+        self.first, self.count, self.mask = first, len(rows), mask
+        end = 1 + max(row.length for row in rows)
+        self._rows = torch.arange(self.count)
+        self._positions = torch.tensor([row.length for row in rows])  # where the new token goes
+        keys, values = shelf.keys[:, : self.count], shelf.values[:, : self.count]
+        self._keys = keys.unbind(0)  # for each layer (rows, pairs, head, capacity)
+        self._values = values.unbind(0)  # for each layer (rows, pairs, capacity, head)
+        self.seen_keys = keys.flatten(1, 2)[..., :end].unbind(0)  # for each layer (rows * pairs, head, end)
+        self.seen_values = values.flatten(1, 2)[:, :, :end].unbind(0)  # for each layer (rows * pairs, end, head)
+        self._only: tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]] | None = None
+        if self.count == 1:  # a plain copy costs less than indices
+            self._only = keys[..., end - 1].unbind(0), values[:, :, :, end - 1].unbind(0)
+
+    def store(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put the new token's keys and values, (rows, pairs, head) each, behind those of the row's other tokens."""
+        if self._only is not None:
+            self._only[0][layer].copy_(keys)
+            self._only[1][layer].copy_(values)
+        else:
+            self._keys[layer][self._rows, :, :, self._positions] = keys
+            self._values[layer][self._rows, :, self._positions] = values
 
 
 class PackedNetwork:
@@ -156,16 +170,16 @@ class PackedNetwork:
 
         def attend(index: int, queries: torch.Tensor, new_keys: torch.Tensor, new_values: torch.Tensor) -> torch.Tensor:
             for place in places:
-                part = slice(place.first, place.first + len(place.rows))
-                place.keys[index][place.rows, :, :, place.positions] = new_keys[part]
-                place.values[index][place.rows, :, place.positions] = new_values[part]
+                part = slice(place.first, place.first + place.count) if place.count < len(ids) else slice(None)
+                place.store(index, new_keys[part], new_values[part])
                 # (rows * pairs, queries of a pair, head): the queries that share keys are the rows of one product
-                grouped = queries[part].reshape(len(place.rows) * self._pairs, -1, self._head)
-                seen_keys = place.seen_keys[index]
-                scores = torch.bmm(grouped, seen_keys)
+                grouped = queries[part].reshape(place.count * self._pairs, -1, self._head)
+                scores = torch.bmm(grouped, place.seen_keys[index])
                 scores = scores.mul_(scale) if place.mask is None else torch.add(place.mask, scores, alpha=scale)
-                seen = torch.bmm(torch.softmax(scores, -1), place.seen_values[index])
-                attended[part] = seen.view(len(place.rows), -1)
+                seen = torch.bmm(torch.softmax(scores, -1), place.seen_values[index]).view(place.count, -1)
+                if place.count == len(ids):
+                    return seen
+                attended[part] = seen
             return attended
 
         state = self._through_layers(ids, positions, attend)
@@ -203,29 +217,16 @@ class PackedNetwork:
     def _places(self, arranged: list[tuple[Shelf, list[Row]]]) -> list[_Place]:
         places, first = [], 0
         for shelf, rows in arranged:
-            count, end = len(rows), 1 + max(row.length for row in rows)
-            positions = torch.tensor([row.length for row in rows])
-            keys, values = shelf.keys[:, :count], shelf.values[:, :count]
-            places.append(
-                _Place(
-                    first=first,
-                    rows=torch.arange(count),
-                    positions=positions,
-                    keys=keys,
-                    values=values,
-                    seen_keys=keys.flatten(1, 2)[..., :end].unbind(0),
-                    seen_values=values.flatten(1, 2)[:, :, :end].unbind(0),
-                    mask=self._mask(positions, end),
-                )
-            )
-            first += count
+            places.append(_Place(shelf, rows, first, self._mask([row.length for row in rows])))
+            first += len(rows)
         return places
 
-    def _mask(self, positions: torch.Tensor, end: int) -> torch.Tensor | None:
+    def _mask(self, lengths: list[int]) -> torch.Tensor | None:
         """What is added to scores: 0 up to a row's own position, minus infinity behind it."""
-        hidden = torch.arange(end) > positions[:, None]  # (rows, end)
-        if not hidden.any():
+        end = 1 + max(lengths)
+        if min(lengths) == end - 1:
             return None
+        hidden = torch.arange(end) > torch.tensor(lengths)[:, None]  # (rows, end)
         return self._added(hidden).repeat_interleave(self._pairs, 0)[:, None]
 
     def _added(self, hidden: torch.Tensor) -> torch.Tensor:

