@@ -149,7 +149,7 @@ class Node:
         )
         requester = Requester(identity.node, self._open_stream, self._bookkeeper, now_ms)
         backups = {RealmId(realm): tuple(map(RealmId, names)) for realm, names in config.backup.items()}
-        router = Router(self._directory, requester, self._announcer.seek_now, self._loading_hint, backups)
+        router = Router(self._directory, requester, self._announcer.seek_now, self._serving.hint, backups)
         operations = NodeOperations(
             Parts(
                 config,
@@ -221,10 +221,6 @@ class Node:
                     with suppress(ValueError):
                         signal.signal(again, signal.SIG_DFL)
                 return
-
-    def _loading_hint(self) -> str:
-        names = ", ".join(self._services.loading)
-        return f"This node is loading {names}; try again in some seconds" if names else ""
 
     def _stop_soon(self) -> None:
         """End the node once the answer to whoever asked for it is out."""

@@ -30,7 +30,7 @@ LOOK_SECONDS = 1.0
 STALE_SECONDS = 5.0  # a sense that has not answered for so long is blind
 FIRST_LOOK_SECONDS = 2.0  # the node's start waits this long for the first look of all
 RETRY_MS = 30 * SECONDS  # what a refused peer is told when nobody knows when the pause ends
-MOST_RETRY_MS = 3_600 * SECONDS
+MOST_RETRY_MS = 60 * SECONDS  # they stay away for so long even if we are back sooner; our offer tells the rest
 
 
 class Aside(Protocol):

@@ -163,6 +163,13 @@ class Serving:
         self._worker.resume()
         self._services.paused = False
 
+    def hint(self) -> str:
+        """What this node itself is waiting for, for who asked and found nobody; empty if for nothing."""
+        if self.guard.state.paused:
+            return "This node is paused for its owner; `mtor status` says why"
+        names = ", ".join(self._services.loading)
+        return f"This node is loading {names}; try again in some seconds" if names else ""
+
     def problems(self) -> list[str]:
         """What is wrong or not ready now, in words."""
         state = self.guard.state

@@ -94,7 +94,7 @@ class Worker:
         self.clock = clock
         self._open: dict[NodeId, int] = {}
         self._servings: set[_Serving] = set()
-        self._paused: Refused | None = None
+        self._paused: int | None = None  # what refused peers are told: milliseconds until they may ask again
         self._held: Counter[NodeId] = Counter()
 
     @contextmanager
@@ -119,7 +119,7 @@ class Worker:
         """The owner takes the machine: refuse new queries, and end those that wait or run with PAUSED after what they
         have delivered, so that whoever asks goes on with another peer where this one stopped. Peers are not told why:
         what the owner plays is nobody's business."""
-        self._paused = Refused(ErrorCode.PAUSED, "the owner of this node needs the machine", retry_after_ms)
+        self._paused = retry_after_ms
         for serving in tuple(self._servings):
             serving.end_paused()
 
@@ -140,7 +140,7 @@ class Worker:
     def check_paused(self) -> None:
         """Raises `Refused` (PAUSED) while the owner has the machine."""
         if self._paused is not None:
-            raise self._paused
+            raise Refused(ErrorCode.PAUSED, "the owner of this node needs the machine", self._paused)
 
     async def serve(self, stream: Stream) -> None:
         """The stream handler of the query protocol. Never raises for what the peer did."""

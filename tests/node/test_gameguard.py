@@ -19,7 +19,7 @@ import trio
 
 from node.cards import Card, CardProcess
 from node.fake_cards import FakeCards
-from node.gameguard import GameGuard
+from node.gameguard import MOST_RETRY_MS, GameGuard
 from node.guard import x11
 from node.guard.battery import BatterySense
 from node.guard.by_hand import PAUSE_FILE, ByHand
@@ -549,15 +549,18 @@ async def test_by_hand_it_is_done_when_the_call_returns(tmp_path: Path, nursery:
     world = World(tmp_path)
     guard = world.guard()
     await nursery.start(guard.run)
-    state = await guard.pause(120)
-    assert state.paused and state.until_ms == world.now_ms + 120_000
-    assert world.node.done == ["drain: paused by hand"] and world.node.retries == [120_000]
+    state = await guard.pause(40)
+    assert state.paused and state.until_ms == world.now_ms + 40_000
+    assert world.node.done == ["drain: paused by hand"] and world.node.retries == [40_000]
     assert json.loads((tmp_path / PAUSE_FILE).read_text()) == {"until_ms": state.until_ms}
     assert not (await guard.resume(anyway=False)).paused
     assert world.node.done == ["drain: paused by hand", "resume"]
     await guard.pause(1)
     world.now_ms += 1_000  # its time is up: it ends by itself
     await world.node.until("drain: paused by hand", "resume", "drain: paused by hand", "resume")
+    assert world.node.retries == [40_000, 1_000]
+    await guard.pause(86_400)
+    assert world.node.retries[-1] == MOST_RETRY_MS  # peers hear of an early return by the offer, not by waiting
     nursery.cancel_scope.cancel()
 
 
