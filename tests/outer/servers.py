@@ -148,8 +148,8 @@ class Server:
         """`GET /v1/models`."""
         if self.fault == "no models":
             return web.json_response({"object": "list", "data": []})
-        if self.fault == "models 500":
-            return web.Response(status=500)
+        if self.fault in ("models 500", "models 404"):
+            return web.Response(status=int(self.fault.removeprefix("models ")))
         rows = [{"id": name, "object": "model", "owned_by": owner} for name, owner in OWNERS.items()]
         rows[0]["meta"] = {"n_ctx": 4_096}  # type: ignore[assignment]
         rows[1]["max_model_len"] = 2_048  # type: ignore[assignment]

@@ -197,6 +197,15 @@ async def test_a_model_that_is_missing_is_told_with_what_there_is(server: Runnin
         assert engine.problem == "it has no model tiny-llama; it has nothing"
 
 
+async def test_a_server_without_a_list_is_taken_at_the_operators_word(server: RunningServer) -> None:
+    await server.fault("models 404")
+    async with running(model_of(server, model="tiny-plain")) as engine:
+        assert engine.ready
+    await server.fault("models 500")
+    async with running(model_of(server, model="tiny-plain")) as engine:
+        assert not engine.ready and engine.problem == "HTTP 500"
+
+
 async def test_a_node_starts_before_its_server(server: RunningServer) -> None:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))

@@ -17,7 +17,7 @@ from typing import Any
 from node.engines.outer import openai_media
 from node.engines.outer.engine import Facts, OuterGeneration, clean, guess_tokens
 from node.engines.outer.files import input_picture
-from node.engines.outer.http import Answer, BadAnswer, BrokenOff, OuterError, OuterHttp
+from node.engines.outer.http import Answer, BadAnswer, BadStatus, BrokenOff, OuterError, OuterHttp
 from node.engines.outer.json_shapes import at, count_at, list_at, text_at
 from node.engines.outer.sse import events
 from node.engines.port import EngineError, check_roles
@@ -36,6 +36,7 @@ PICTURE_TOKENS = 256  # of a picture, where the server does not count
 TURN_TOKENS = 4  # that a chat template adds, where the server does not count
 MODELS_TOLD = 8  # names in a sentence
 DONE = "[DONE]"
+NO_LIST = frozenset({404, 405, 501})  # statuses of a server without a list of models
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +73,13 @@ class OpenAIServer:
         await self._http.aclose()
 
     async def check(self) -> Facts:
-        """See `Server`: the model must be on the server's list."""
-        listed = list_at(await self._http.fetch("GET", "/models", attempts=1), "data")
+        """See `Server`: the model must be on the server's list. Some that only hear or speak have none."""
+        try:
+            listed = list_at(await self._http.fetch("GET", "/models", attempts=1), "data")
+        except BadStatus as error:
+            if error.status not in NO_LIST:
+                raise
+            return Facts()
         row = next((row for row in listed if self._is_named(row)), None)
         if row is None:
             names = ", ".join(clean(text_at(row, "id"))[:80] for row in listed[:MODELS_TOLD]) or "nothing"
