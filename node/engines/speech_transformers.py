@@ -138,9 +138,8 @@ class _Vits:
         loaded: Any = VitsModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
         self._model, self._tokenizer, self._device = loaded.eval().to(device), tokenizer, device
         self.rate = int(loaded.config.sampling_rate)
-        self.voices = (
-            [str(number) for number in range(loaded.config.num_speakers)] if loaded.config.num_speakers > 1 else []
-        )
+        speakers = int(loaded.config.num_speakers)
+        self.voices: Sequence[str] = [str(number) for number in range(speakers)] if speakers > 1 else []
 
     @torch.inference_mode()
     def speak(self, sentence: str, voice: str, speed: int) -> sound.Samples:

@@ -33,7 +33,6 @@ WINDOW = 30 * sound.RATE  # samples; what the model hears at once
 SHORTEST = sound.RATE // 10  # samples; a shorter rest says nothing
 LEAST_STEP = sound.RATE  # samples a window moves on at least
 QUIET = 5e-4  # amplitude (-66 dB): a window without more is silence
-MOST_SAID = 224  # tokens of one window, and of what was said before it; half of what the decoder holds
 MULTILINGUAL = 51_865  # tokens of a vocabulary, and more: all languages
 TEMPERATURES = (0.0, 0.4, 0.8)  # of attempts; half of what Whisper's authors try, for slow machines
 REPEATING = 2.4  # see `repetition`
@@ -76,6 +75,7 @@ class Transcriber:
         self._features: Any = extractor(feature_size=int(loaded.config.num_mel_bins))
         self._tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.encode_special_tokens = True  # a control token's name in a prompt is text
+        self._positions = int(loaded.config.max_target_positions)  # tokens that the decoder holds
         self._grammar = _grammar(loaded, self._tokenizer)
         self._most_seconds = float(options.get("max_seconds", sound.MOST_SECONDS))
         memory = memory_mib(self._device, process_memory_mib())
@@ -135,7 +135,9 @@ class Transcriber:
     def _tokens(self, prompt: str) -> list[int]:
         if not prompt.strip():
             return []
-        return list(self._tokenizer.encode(" " + prompt.strip(), add_special_tokens=False).ids)[-MOST_SAID + 1 :]
+        return list(self._tokenizer.encode(" " + prompt.strip(), add_special_tokens=False).ids)[
+            -(self._positions // 2) + 1 :
+        ]
 
     # --- one window ----------------------------------------------------------------------------------
 
@@ -159,7 +161,8 @@ class Transcriber:
         silence = self._silence(logits[list(opening).index(self._grammar.start)])
         tokens: list[int] = []
         total, ended = 0.0, False
-        while not ended and len(tokens) < MOST_SAID:
+        most = min(self._positions // 2, self._positions - len(opening))
+        while not ended and len(tokens) < most:
             scores = torch.log_softmax(self._grammar.allowed(logits[-1], tokens), -1)
             token = _drawn(scores, temperature, generator)
             total += float(scores[token])

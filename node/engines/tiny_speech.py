@@ -18,6 +18,7 @@ from typing import Any
 from node.engines.tiny import SEED
 
 WIDTH = 64
+POSITIONS = 96  # tokens that the decoder holds: half of them may be said in a window
 TIMES = 1_501
 END, START = "<|endoftext|>", "<|startoftranscript|>"
 TASKS = ("<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>")
@@ -43,6 +44,7 @@ def make_tiny_whisper(folder: Path, languages: Sequence[str] = (), script: Seque
         decoder_attention_heads=2,
         encoder_ffn_dim=WIDTH,
         decoder_ffn_dim=WIDTH,
+        max_target_positions=POSITIONS,
         decoder_start_token_id=start,
         bos_token_id=end,
         eos_token_id=end,
@@ -57,9 +59,10 @@ def make_tiny_whisper(folder: Path, languages: Sequence[str] = (), script: Seque
     with torch.no_grad():
         tokens, positions = model.model.decoder.embed_tokens.weight, model.model.decoder.embed_positions.weight
         tokens.normal_()
-        for position, number in enumerate([*opening, *said]):
+        for position, number in enumerate([*opening, *said][:POSITIONS]):
             positions[position] = 50.0 * tokens[number]
     model.generation_config.is_multilingual = bool(languages)
+    model.generation_config._from_model_config = False  # or it would be made anew when the folder is loaded
     model.save_pretrained(folder)
 
 
@@ -83,6 +86,10 @@ def make_tiny_vits(folder: Path, speakers: int = 1) -> None:
         num_speakers=speakers,
         speaker_embedding_size=8 if speakers > 1 else 0,
         upsample_initial_channel=16,
+        upsample_rates=[8, 8],
+        upsample_kernel_sizes=[16, 16],
+        resblock_kernel_sizes=[3],
+        resblock_dilation_sizes=[[1]],
         prior_encoder_num_flows=1,
         prior_encoder_num_wavenet_layers=1,
         posterior_encoder_num_wavenet_layers=1,
