@@ -15,7 +15,7 @@ demo: models
 	@$(BIN)/mtor demo
 
 test: check models
-	@$(BIN)/python -m pytest --cov=protocol --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100
+	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --cov=protocol --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100
 
 check: lint types contracts
 
