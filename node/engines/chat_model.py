@@ -6,6 +6,7 @@ Rule: a control token comes from the chat template alone; whatever a text holds 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model is a folder on this disk
 
 import torch
 from jinja2 import TemplateError
+from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
@@ -28,6 +30,7 @@ from protocol.messages import ChatRequest, Device
 
 DTYPES = {"packed": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SMALL_BYTES = 8 * 2**20  # of weights: they stay in the processor's cache, so fewer bits would save nothing
+ALIKE = 0.99  # cosine of logits
 MANY_ANSWERS = 8  # for which the threads of several answers at once are measured
 
 
@@ -57,8 +60,7 @@ class ChatModel:
         self.context_tokens = int(getattr(model.config, "max_position_embeddings", 2_048))
         self.vocabulary = int(model.config.vocab_size)
         self.stop_tokens = _stop_tokens(model, self.tokenizer)
-        fitting = self.device.type == "cpu" and PackedNetwork.suits(model.config)
-        self.network: Network = PackedNetwork(model, arithmetic) if fitting else PlainNetwork(model)
+        self.network: Network = _network(model, arithmetic)
         added = self.tokenizer.added_tokens_decoder.items()
         self._control = frozenset(token for token, about in added if about.special) | self.stop_tokens
         self._threads = torch.get_num_threads()
@@ -168,6 +170,35 @@ def _choose_arithmetic(device: torch.device, folder: Path) -> str:
     fastest = fastest_arithmetic()
     config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     return "bf16" if fastest == "packed" and not PackedNetwork.suits(config) else fastest
+
+
+def _network(model: Any, arithmetic: str) -> Network:
+    """The one that answers many at once, where it can. On a card, which no test has, it has to prove itself first."""
+    plain = PlainNetwork(model)
+    if not PackedNetwork.suits(model.config):
+        return plain
+    if model.device.type == "cpu":
+        return PackedNetwork(model, arithmetic)
+    try:
+        together = PackedNetwork(model, arithmetic)
+        return together if alike(together, plain) else plain
+    except Exception as error:
+        print(f"answers are computed one by one: {type(error).__name__}", file=sys.stderr, flush=True)
+        return plain
+
+
+def alike(one: Network, other: Network) -> bool:
+    """True if two networks have the same opinion of some tokens, read in two parts and written together."""
+    opinions = []
+    for network in (one, other):
+        memories = [network.new_memory() for _ in range(2)]
+        for memory, tokens in zip(memories, ([1, 2, 3, 4, 5, 6], [6, 5, 4]), strict=True):
+            network.read(tokens[:-1], memory)
+            network.read(tokens[-1:], memory)
+        opinions.append(network.write([7, 8], memories).float())
+        for memory in memories:
+            network.free(memory)
+    return bool((functional.cosine_similarity(opinions[0], opinions[1]) > ALIKE).all())
 
 
 def _stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

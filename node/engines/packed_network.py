@@ -1,4 +1,4 @@
-"""A Llama on a CPU, in fewer and, where that helps, smaller products than transformers makes.
+"""A Llama, in fewer and, where that helps, smaller products than transformers makes.
 
 Rule: gives the logits of transformers up to rounding, and a test holds it to that. An answer's next token is computed
 together with those of the others that run: the products once for all, the attention once for each shelf.
@@ -15,11 +15,12 @@ import torch
 from torch.nn import functional
 
 from node.engines.networks import seconds
-from node.engines.products import Product, in_full, in_half_precision, packed
+from node.engines.products import Product, as_it_is, in_full, in_half_precision, packed
 from node.engines.shelves import Row, Saved, Shape, Shelf, Shelves
 
 MOST_SECOND_COPY_BYTES = 2 * 2**30  # of the weights in bf16, for prompts and for several answers at once
-PRODUCTS = {"packed": packed, "bf16": in_half_precision, "fp32": in_full}
+PRODUCTS = {"packed": packed, "bf16": in_half_precision, "fp16": as_it_is, "fp32": in_full}
+DTYPES = {"packed": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 STATIC_TURNS = {"default", "linear", "llama3", "yarn"}  # rotary embeddings that do not depend on the prompt's length
 TRIED_ANSWERS = (2, 3, 4, 6, 8, 12, 16)  # numbers of answers for which both kinds of product are measured
 
@@ -49,8 +50,10 @@ class _Place:
         """`first`: of these rows among all that take part. `mask`: (rows * pairs, 1, end), None if all are as long."""
         self.first, self.count, self.mask = first, len(rows), mask
         end = 1 + max(row.length for row in rows)
-        self._rows = torch.arange(self.count)
-        self._positions = torch.tensor([row.length for row in rows])  # where the new token goes
+        self._rows = torch.arange(self.count, device=shelf.keys.device)
+        self._positions = torch.tensor(
+            [row.length for row in rows], device=shelf.keys.device
+        )  # where the new token goes
         keys, values = shelf.keys[:, : self.count], shelf.values[:, : self.count]
         self._keys = keys.unbind(0)  # for each layer (rows, pairs, head, capacity)
         self._values = values.unbind(0)  # for each layer (rows, pairs, capacity, head)
@@ -83,19 +86,19 @@ class PackedNetwork:
         return bool(config.model_type == "llama" and plain and config.hidden_act == "silu" and turns in STATIC_TURNS)
 
     def __init__(self, model: Any, arithmetic: str = "packed") -> None:
-        """`arithmetic` is "packed", "bf16" or "fp32"."""
+        """`arithmetic` is "packed" or "fp32" on a CPU, "bf16" anywhere, "fp16" on a card."""
         config, inner = model.config, model.model
         self._heads, self._pairs, self._head = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self._epsilon = config.rms_norm_eps
         self._embedding = inner.embed_tokens.weight.detach()  # (vocabulary, hidden)
         self._rotary = inner.rotary_emb
         self._norm = inner.norm.weight.detach().float()
-        self._dtype = torch.float32 if arithmetic == "fp32" else torch.bfloat16
+        self._dtype, self._device = DTYPES[arithmetic], self._embedding.device
         self._many = self._one = _weights(model, PRODUCTS[arithmetic])
         self.many_from = 1  # so many tokens at once take the second copy; see `measure`
         if arithmetic == "packed" and sum(part.numel() for part in model.parameters()) * 2 <= MOST_SECOND_COPY_BYTES:
             self._many, self.many_from = _weights(model, in_half_precision), TRIED_ANSWERS[-1]
-        shape = Shape(len(inner.layers), self._pairs, self._head, self._dtype, torch.device("cpu"))
+        shape = Shape(len(inner.layers), self._pairs, self._head, self._dtype, self._device)
         self._shelves = Shelves(shape)
         self.token_bytes = shape.token_bytes
         self._turns = self._turn_table(1_024)
@@ -137,7 +140,9 @@ class PackedNetwork:
         keys = shelf.keys[:, memory.index, :, :, :end].unbind(0)  # each (pairs, head, end)
         values = shelf.values[:, memory.index, :, :end].unbind(0)  # each (pairs, end, head)
         group, scale = self._heads // self._pairs, self._head**-0.5
-        mask = self._added(torch.ones(len(ids), end, dtype=torch.bool).triu(start + 1)).repeat(group, 1)[None]
+        mask = self._added(torch.ones(len(ids), end, dtype=torch.bool, device=self._device).triu(start + 1)).repeat(
+            group, 1
+        )[None]
 
         def attend(index: int, queries: torch.Tensor, new_keys: torch.Tensor, new_values: torch.Tensor) -> torch.Tensor:
             keys[index][:, :, start:] = new_keys.permute(1, 2, 0)
@@ -150,7 +155,7 @@ class PackedNetwork:
             )  # (pairs, group, tokens, head)
             return seen.permute(2, 0, 1, 3).reshape(len(ids), -1)
 
-        state = self._through_layers(torch.tensor(ids), torch.arange(start, end), attend)
+        state = self._through_layers(list(ids), list(range(start, end)), attend)
         memory.length = end
         return self._one.logits(self._normed(state[-1:], self._norm))[0]
 
@@ -162,11 +167,10 @@ class PackedNetwork:
         ordered = [row for _, rows in arranged for row in rows]
         places = self._places(arranged)
         given = dict(zip(memories, tokens, strict=True))
-        ids = torch.tensor([given[row] for row in ordered])
-        positions = torch.tensor([row.length for row in ordered])
+        ids, positions = [given[row] for row in ordered], [row.length for row in ordered]
         # 2. The layers.
         scale = self._head**-0.5
-        attended = torch.empty(len(ordered), self._heads * self._head, dtype=self._dtype)
+        attended = torch.empty(len(ordered), self._heads * self._head, dtype=self._dtype, device=self._device)
 
         def attend(index: int, queries: torch.Tensor, new_keys: torch.Tensor, new_values: torch.Tensor) -> torch.Tensor:
             for place in places:
@@ -194,13 +198,15 @@ class PackedNetwork:
 
     def _through_layers(
         self,
-        ids: torch.Tensor,
-        positions: torch.Tensor,
+        ids: list[int],
+        positions: list[int],
         attend: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
         """(tokens, hidden) after the last layer. `attend` takes a layer's number, queries (tokens, heads, head), keys
         and values (tokens, pairs, head), and gives what the tokens see (tokens, heads * head)."""
-        state: torch.Tensor = self._embedding[ids].float()  # sums of many layers round too much in bf16
+        state: torch.Tensor = self._embedding[
+            torch.tensor(ids, device=self._device)
+        ].float()  # sums of many layers round too much in bf16
         cosines, sines = self._turn(positions)
         half, turning, heads = self._head // 2, self._heads + self._pairs, self._heads
         for index, layer in enumerate(self._weights(len(ids)).layers):
@@ -226,21 +232,24 @@ class PackedNetwork:
         end = 1 + max(lengths)
         if min(lengths) == end - 1:
             return None
-        hidden = torch.arange(end) > torch.tensor(lengths)[:, None]  # (rows, end)
+        hidden = (
+            torch.arange(end, device=self._device) > torch.tensor(lengths, device=self._device)[:, None]
+        )  # (rows, end)
         return self._added(hidden).repeat_interleave(self._pairs, 0)[:, None]
 
     def _added(self, hidden: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(hidden.shape, dtype=self._dtype).masked_fill_(hidden, -torch.inf)
+        return torch.zeros(hidden.shape, dtype=self._dtype, device=self._device).masked_fill_(hidden, -torch.inf)
 
-    def _turn(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _turn(self, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """(cosines, sines) of the rotary embedding, (tokens, 1, head) each; the first half of the sines is negated."""
-        while int(positions.max()) >= len(self._turns[0]):
+        while max(positions) >= len(self._turns[0]):
             self._turns = self._turn_table(2 * len(self._turns[0]))
+        places = torch.tensor(positions, device=self._device)
         cosines, sines = self._turns
-        return cosines[positions, None], sines[positions, None]
+        return cosines[places, None], sines[places, None]
 
     def _turn_table(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        cosines, sines = self._rotary(self._embedding[:1], torch.arange(tokens)[None])
+        cosines, sines = self._rotary(self._embedding[:1], torch.arange(tokens, device=self._device)[None])
         half = self._head // 2
         signed = torch.cat([-sines[..., :half], sines[..., half:]], dim=-1)
         return cosines[0].detach(), signed[0].detach()
@@ -279,12 +288,20 @@ def _weights(model: Any, product: Callable[[torch.Tensor], Product]) -> _Weights
 def _layer(layer: Any, product: Callable[[torch.Tensor], Product]) -> _Layer:
     """Matrices that read the same input become one."""
     attention, mlp = layer.self_attn, layer.mlp
-    fused = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]).detach()
     return _Layer(
         attention_norm=layer.input_layernorm.weight.detach().float(),
-        queries_keys_values=product(fused),
+        queries_keys_values=_fused(product, attention.q_proj, attention.k_proj, attention.v_proj),
         attention_out=product(attention.o_proj.weight.detach()),
         mlp_norm=layer.post_attention_layernorm.weight.detach().float(),
-        gate_up=product(torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).detach()),
+        gate_up=_fused(product, mlp.gate_proj, mlp.up_proj),
         down=product(mlp.down_proj.weight.detach()),
     )
+
+
+def _fused(product: Callable[[torch.Tensor], Product], *linears: Any) -> Product:
+    """All outputs beside each other. A card's memory is too dear for a second copy of the weights."""
+    weights = [linear.weight.detach() for linear in linears]
+    if weights[0].device.type == "cpu":
+        return product(torch.cat(weights))
+    apart = [product(weight) for weight in weights]
+    return lambda state: torch.cat([one(state) for one in apart], dim=-1)

@@ -6,6 +6,7 @@ whatever comes next are right.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +29,9 @@ class PlainNetwork:
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        parameters = inspect.signature(model.forward).parameters
+        self._cache_name = next(name for name in ("past_key_values", "cache_params") if name in parameters)
+        self._has_state = bool(getattr(model, "_is_stateful", False))  # such as Mamba's
 
     def new_memory(self) -> Memory:
         """See `Network`."""
@@ -39,11 +43,17 @@ class PlainNetwork:
 
     @torch.inference_mode()
     def read(self, ids: Sequence[int], memory: Memory) -> torch.Tensor:
-        """See `Network`."""
+        """See `Network`. A state goes on by one token at a time alone: several would begin afresh."""
         if memory.cache is None:
             memory.cache = DynamicCache(config=self._model.config)
+            return self._logits(ids, memory.cache)
+        parts = [[token] for token in ids] if self._has_state else [ids]
+        return [self._logits(part, memory.cache) for part in parts][-1]
+
+    def _logits(self, ids: Sequence[int], cache: Any) -> torch.Tensor:
         inputs = torch.tensor([list(ids)], device=self._model.device)  # (1, len(ids))
-        output = self._model(input_ids=inputs, past_key_values=memory.cache, use_cache=True, logits_to_keep=1)
+        known = {self._cache_name: cache}
+        output = self._model(input_ids=inputs, use_cache=True, logits_to_keep=1, **known)
         logits: torch.Tensor = output.logits[0, -1]
         return logits
 

@@ -23,12 +23,19 @@ TYPICAL_TOKENS = 16  # for which the order of the weights in memory is made
 def in_half_precision(weight: torch.Tensor) -> Product:
     """The product with `weight` (out, in) in bf16, its weights in the order that this processor reads best."""
     half = weight.bfloat16()
+    if half.device.type != "cpu":
+        return as_it_is(half)
     try:
         ordered = torch.ops.mkldnn._reorder_linear_weight(half, TYPICAL_TOKENS)
     except (RuntimeError, AttributeError):  # a processor or a build without such products
         return lambda state: functional.linear(state, half)
     kernel = torch.ops.mkldnn._linear_pointwise.default
     return lambda state: kernel(state, ordered, None, "none", [], "")
+
+
+def as_it_is(weight: torch.Tensor) -> Product:
+    """The product with `weight` (out, in) itself, without a copy of it."""
+    return lambda state: functional.linear(state, weight)
 
 
 def in_full(weight: torch.Tensor) -> Product:

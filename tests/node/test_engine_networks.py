@@ -11,9 +11,17 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    Qwen2Config,
+)
 
-from node.engines.chat_model import ChatModel
+from node.engines.chat_model import ChatModel, alike
 from node.engines.networks import Network, fastest_arithmetic
 from node.engines.packed_network import PackedNetwork
 from node.engines.plain_network import PlainNetwork
@@ -21,6 +29,13 @@ from node.engines.products import Product, in_four_bits, in_half_precision, pack
 from node.models import ModelStore
 
 REPOSITORY = Path(__file__).parents[2]
+SMALL: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 TOKENS = 300  # more than a new cache holds
 
 
@@ -161,6 +176,14 @@ def test_saved_parts_are_as_good_as_what_was_read(network: PackedNetwork) -> Non
     network.free(other)
 
 
+def test_a_network_that_computes_something_else_is_found_out() -> None:
+    model = llama()
+    assert alike(PackedNetwork(model, "bf16"), PlainNetwork(model))
+    other = PackedNetwork(model, "bf16")
+    other._epsilon = 10.0
+    assert not alike(other, PlainNetwork(model))
+
+
 def test_freed_memories_hold_nothing(network: PackedNetwork) -> None:
     held = network.bytes_held
     for length in LENGTHS:
@@ -223,6 +246,32 @@ def test_other_architectures_are_left_to_transformers() -> None:
     assert not PackedNetwork.suits(LlamaConfig(hidden_act="gelu"))
     turns = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
     assert not PackedNetwork.suits(LlamaConfig(rope_parameters=turns))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPT2Config(vocab_size=320, n_embd=64, n_layer=2, n_head=4, n_positions=128),
+        Qwen2Config(vocab_size=320, **SMALL),
+        Gemma2Config(vocab_size=320, head_dim=16, sliding_window=8, **SMALL),
+        MambaConfig(vocab_size=320, hidden_size=32, num_hidden_layers=2, state_size=4),
+    ],
+    ids=["gpt2", "qwen2", "gemma2-sliding", "mamba"],
+)
+def test_other_architectures_answer_several_too(config: Any) -> None:
+    torch.manual_seed(1)
+    maker: Any = AutoModelForCausalLM
+    made = maker.from_config(config).eval()
+    network = PlainNetwork(made)
+    told = {length: random_ids(length, length) for length in (3, 30, 11)}
+    memories = [network.new_memory() for _ in told]
+    for memory, ids in zip(memories, told.values(), strict=True):
+        network.read(ids[:2], memory)
+        network.read(ids[2:], memory)
+    together = network.write([7, 8, 9], memories)
+    for row, ids, token in zip(together, told.values(), (7, 8, 9), strict=True):
+        exact = made(torch.tensor([[*ids, token]])).logits[0, -1].detach()
+        assert likeness(row, exact) > 0.999_9
 
 
 def test_this_machine_is_measured() -> None:
