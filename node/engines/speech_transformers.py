@@ -185,7 +185,7 @@ class _Bark:
     def __init__(self, folder: Path, device: torch.device, tokenizer: Any) -> None:
         loaded: Any = BarkModel.from_pretrained(folder, use_safetensors=True, local_files_only=True)
         self._model, self._tokenizer, self._device = loaded.eval().to(device), tokenizer, device
-        self.rate = int(loaded.generation_config.sample_rate)
+        self.rate = int(loaded.config.codec_config.sampling_rate)
 
     @torch.inference_mode()
     def speak(self, sentence: str, voice: str, speed: int) -> sound.Samples:
