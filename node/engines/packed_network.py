@@ -22,6 +22,7 @@ MOST_SECOND_COPY_BYTES = 2 * 2**30  # of the weights in bf16, for prompts and fo
 PRODUCTS = {"packed": packed, "bf16": in_half_precision, "fp16": as_it_is, "fp32": in_full}
 DTYPES = {"packed": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 STATIC_TURNS = {"default", "linear", "llama3", "yarn"}  # rotary embeddings that do not depend on the prompt's length
+SMALL_TOKENS = 512  # of one answer, for which products in fp32 are faster, the conversion included
 TRIED_ANSWERS = (2, 3, 4, 6, 8, 12, 16)  # numbers of answers for which both kinds of product are measured
 
 
@@ -59,6 +60,8 @@ class _Place:
         self._values = values.unbind(0)  # for each layer (rows, pairs, capacity, head)
         self.seen_keys = keys.flatten(1, 2)[..., :end].unbind(0)  # for each layer (rows * pairs, head, end)
         self.seen_values = values.flatten(1, 2)[:, :, :end].unbind(0)  # for each layer (rows * pairs, end, head)
+        # A small product in bf16 takes longer to set up than to compute, on a CPU.
+        self.small = self.count == 1 and end <= SMALL_TOKENS and keys.device.type == "cpu"
         self._only: tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]] | None = None
         if self.count == 1:  # a plain copy costs less than indices
             self._only = keys[..., end - 1].unbind(0), values[:, :, :, end - 1].unbind(0)
@@ -178,9 +181,12 @@ class PackedNetwork:
                 place.store(index, new_keys[part], new_values[part])
                 # (rows * pairs, queries of a pair, head): the queries that share keys are the rows of one product
                 grouped = queries[part].reshape(place.count * self._pairs, -1, self._head)
-                scores = torch.bmm(grouped, place.seen_keys[index])
+                seen_keys, seen_values = place.seen_keys[index], place.seen_values[index]
+                if place.small:
+                    grouped, seen_keys, seen_values = grouped.float(), seen_keys.float(), seen_values.float()
+                scores = torch.bmm(grouped, seen_keys)
                 scores = scores.mul_(scale) if place.mask is None else torch.add(place.mask, scores, alpha=scale)
-                seen = torch.bmm(torch.softmax(scores, -1), place.seen_values[index]).view(place.count, -1)
+                seen = torch.bmm(torch.softmax(scores, -1), seen_values).view(place.count, -1).to(self._dtype)
                 if place.count == len(ids):
                     return seen
                 attended[part] = seen
