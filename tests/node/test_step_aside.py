@@ -106,11 +106,13 @@ async def test_an_engine_loads_where_it_is_told_when_it_is_told_and_ends_at_once
     card = Device("cuda", "RTX 4090 (declared)", 24_564, 89)
     engine = ProcessEngine(tiny, "cpu", 1)
     await engine.suspend()
+    others = psutil.Process().children()  # what earlier tests of this process keep: multiprocessing's helpers
     async with running(engine):
         assert not engine.ready and not engine.loaded_before
         with trio.move_on_after(0.2) as short:
             await engine.resume()
-        assert short.cancelled_caught and engine.process_id is None and psutil.Process().children() == []
+        assert short.cancelled_caught and engine.process_id is None
+        assert psutil.Process().children() == others
         await engine.resume(Seat("cpu", {"CUDA_VISIBLE_DEVICES": ""}, {"context": "100"}, card))
         assert engine.ready and (engine.info.device, engine.info.context_tokens) == (card, 100)
         child = psutil.Process(engine.pid)
