@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +26,14 @@ from node.engines.networks import Network, fastest_arithmetic, fewest_threads
 from node.engines.packed_network import PackedNetwork
 from node.engines.plain_network import PlainNetwork
 from node.engines.port import EngineError, check_roles
+from node.engines.threads import ThreadChoice
 from protocol.errors import ErrorCode
 from protocol.messages import ChatRequest, Device
 
 DTYPES = {"packed": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SMALL_BYTES = 8 * 2**20  # of weights: they stay in the processor's cache, so fewer bits would save nothing
 ALIKE = 0.99  # cosine of logits
-MANY_ANSWERS = 8  # for which the threads of several answers at once are measured
+MANY_ANSWERS = 8  # for which the threads of several answers at once are measured at the start
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +74,13 @@ class ChatModel:
         self.network.read([0, 0], memory)
         self.network.write([0], [memory])
         self.network.free(memory)
-        self._one_threads = self._many_threads = self._threads
+        self._choice = ThreadChoice(self._threads)
         if self.device.type != "cpu":
             return
         if isinstance(self.network, PackedNetwork):
             self.network.measure()
-        self._one_threads = fewest_threads(self.network, self._threads, 1)
-        self._many_threads = fewest_threads(self.network, self._threads, MANY_ANSWERS)
+        for answers in (1, MANY_ANSWERS):
+            self._choice.begin_with(answers, fewest_threads(self.network, self._threads, answers))
 
     def describe_device(self) -> Device:
         """What it runs on."""
@@ -91,8 +93,13 @@ class ChatModel:
 
     def write(self, tokens: Sequence[int], memories: Sequence[Any]) -> torch.Tensor:
         """Logits after one more token of each answer: (answers, vocabulary)."""
-        self._take_threads(self._one_threads if len(tokens) == 1 else self._many_threads)
-        return self.network.write(tokens, memories)
+        if self.device.type != "cpu":
+            return self.network.write(tokens, memories)
+        self._take_threads(self._choice.threads(len(tokens)))
+        began = time.perf_counter()
+        logits = self.network.write(tokens, memories)
+        self._choice.note(len(tokens), time.perf_counter() - began)
+        return logits
 
     def _take_threads(self, count: int) -> None:
         if self.device.type == "cpu" and torch.get_num_threads() != count:

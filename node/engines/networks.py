@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from node.engines.products import in_eight_bits
 
-NEARLY = 1.4  # of the fastest step
+NEARLY = 1.1  # of the fastest step
 
 
 class Network(Protocol):

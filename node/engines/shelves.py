@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 import torch
 
 FIRST_CAPACITY = 256  # tokens of a shelf's row
+KEPT_BYTES = (
+    128 * 2**20
+)  # of an empty shelf, for who comes next: a page that the system gives anew costs more than a step
 
 
 @dataclass(eq=False)
@@ -72,7 +75,7 @@ class Shelf:
             self.swap(row, last)
         self.rows.pop()
         row.shelf, row.index = None, -1
-        if not self.rows:
+        if not self.rows and self.keys.nbytes + self.values.nbytes > KEPT_BYTES:
             self._resize(0)
 
     def swap(self, one: Row, other: Row) -> None:
