@@ -129,8 +129,13 @@ class PackedNetwork:
             memory.length += tokens
 
     @property
+    def memories(self) -> int:
+        """How many have storage of their own."""
+        return self._shelves.rows
+
+    @property
     def bytes_held(self) -> int:
-        """Bytes of storage for all memories."""
+        """Bytes of storage for all memories, and of what is kept for the next ones."""
         return self._shelves.bytes_held
 
     # --- arithmetic ----------------------------------------------------------------------------------

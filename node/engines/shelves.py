@@ -163,8 +163,13 @@ class Shelves:
         ]
 
     @property
+    def rows(self) -> int:
+        """How many have a place."""
+        return sum(len(shelf.rows) for shelf in self._shelves.values())
+
+    @property
     def bytes_held(self) -> int:
-        """Bytes of all storage."""
+        """Bytes of all storage, used or kept."""
         return sum(shelf.keys.nbytes + shelf.values.nbytes for shelf in self._shelves.values())
 
     def _shelf(self, capacity: int) -> Shelf:

@@ -15,6 +15,7 @@ from node.engines.packed_network import PackedNetwork
 from node.engines.port import EngineError, EngineEvent, Finished, Piece
 from node.engines.prefix_cache import PART_TOKENS
 from node.engines.requests import chat_request
+from node.engines.shelves import KEPT_BYTES
 from node.engines.tiny import CONTEXT_TOKENS, make_tiny_model
 from node.engines.torch_chat import PROMPT_TOKENS_BESIDE, ChatBatch, ChatModel
 from protocol.errors import ErrorCode
@@ -85,9 +86,9 @@ def mixed(count: int) -> dict[int, ChatRequest]:
 
 
 def held(model: ChatModel) -> int:
-    """Bytes for memories of answers."""
+    """Memories of answers."""
     assert isinstance(model.network, PackedNetwork)
-    return model.network.bytes_held
+    return model.network.memories
 
 
 # --- together ---------------------------------------------------------------------------------------------
@@ -210,6 +211,7 @@ def test_a_thousand_short_queries_leave_no_more_than_the_prefix_cache_may_hold(u
         ask(batch, {key: chat_request(f"query {key}", max_tokens=1) for key in range(start, start + 50)})
         run(batch)
     assert held(unused) == 0 and not batch._sequences
+    assert isinstance(unused.network, PackedNetwork) and unused.network.bytes_held <= 2 * KEPT_BYTES
     assert len(batch._prefixes) == 20
 
 

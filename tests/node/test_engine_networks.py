@@ -185,13 +185,22 @@ def test_a_network_that_computes_something_else_is_found_out() -> None:
 
 
 def test_freed_memories_hold_nothing(network: PackedNetwork) -> None:
-    held = network.bytes_held
+    held = network.memories
     for length in LENGTHS:
         memory = network.new_memory()
         network.read(random_ids(length, 1), memory)
         network.free(memory)
         network.free(memory)
-    assert network.bytes_held == held
+    assert network.memories == held
+
+
+def test_storage_that_is_large_is_not_kept(network: PackedNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.engines.shelves.KEPT_BYTES", 0)
+    memory = network.new_memory()
+    network.read(random_ids(300, 1), memory)
+    held = network.bytes_held
+    network.free(memory)
+    assert network.bytes_held < held
 
 
 def test_the_order_of_tokens_matters() -> None:
