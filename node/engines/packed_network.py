@@ -23,6 +23,7 @@ PRODUCTS = {"packed": packed, "bf16": in_half_precision, "fp16": as_it_is, "fp32
 DTYPES = {"packed": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 STATIC_TURNS = {"default", "linear", "llama3", "yarn"}  # rotary embeddings that do not depend on the prompt's length
 SMALL_TOKENS = 512  # of one answer, for which products in fp32 are faster, the conversion included
+BEST_TOKENS = 32  # whose logits are computed in fp32: in bf16 those of the best are often equal
 TRIED_ANSWERS = (2, 3, 4, 6, 8, 12, 16)  # numbers of answers for which both kinds of product are measured
 
 
@@ -94,6 +95,7 @@ class PackedNetwork:
         self._heads, self._pairs, self._head = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self._epsilon = config.rms_norm_eps
         self._embedding = inner.embed_tokens.weight.detach()  # (vocabulary, hidden)
+        self._last = _as_it_came(model, arithmetic)
         self._rotary = inner.rotary_emb
         self._norm = inner.norm.weight.detach().float()
         self._dtype, self._device = DTYPES[arithmetic], self._embedding.device
@@ -165,7 +167,7 @@ class PackedNetwork:
 
         state = self._through_layers(list(ids), list(range(start, end)), attend)
         memory.length = end
-        return self._one.logits(self._normed(state[-1:], self._norm))[0]
+        return self._logits(state[-1:], self._one)[0]
 
     @torch.inference_mode()
     def write(self, tokens: Sequence[int], memories: Sequence[Row]) -> torch.Tensor:
@@ -201,7 +203,7 @@ class PackedNetwork:
         for row in memories:
             row.length += 1
         # 3. The logits, in the order that was asked for.
-        logits = self._weights(len(ids)).logits(self._normed(state, self._norm))
+        logits = self._logits(state, self._weights(len(ids)))
         if ordered == list(memories):
             return logits
         at = {row: index for index, row in enumerate(ordered)}
@@ -230,6 +232,15 @@ class PackedNetwork:
             gate, up = layer.gate_up(self._normed(state, layer.mlp_norm)).chunk(2, dim=-1)
             state += layer.down(functional.silu(gate) * up)
         return state
+
+    def _logits(self, state: torch.Tensor, weights: _Weights) -> torch.Tensor:
+        """(tokens, vocabulary) in fp32 from (tokens, hidden)."""
+        normed = functional.rms_norm(state, self._norm.shape, self._norm, self._epsilon)
+        logits = weights.logits(normed.to(self._dtype)).float()
+        if self._last is None:
+            return logits
+        best = logits.topk(min(BEST_TOKENS, logits.shape[1])).indices
+        return logits.scatter_(1, best, torch.bmm(self._last[best].float(), normed[:, :, None])[..., 0])
 
     def _places(self, arranged: list[tuple[Shelf, list[Row]]]) -> list[_Place]:
         places, first = [], 0
@@ -290,6 +301,13 @@ class PackedNetwork:
         for row in rows:
             self.free(row)
         return taken
+
+
+def _as_it_came(model: Any, arithmetic: str) -> torch.Tensor | None:
+    """The last matrix (vocabulary, hidden) in half precision, where it lies in memory anyway."""
+    last: torch.Tensor = model.lm_head.weight.detach()
+    tied = last.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+    return last if arithmetic in ("bf16", "fp16") or (arithmetic == "packed" and tied) else None
 
 
 def _weights(model: Any, product: Callable[[torch.Tensor], Product]) -> _Weights:

@@ -180,6 +180,13 @@ def test_smollm2_knows_a_capital(real: ChatModel) -> None:
 
 
 @pytest.mark.model
+def test_smollm2_says_what_it_says_in_full_precision(real: ChatModel) -> None:
+    """The best two first tokens differ by less than half precision can tell there."""
+    text, _ = answer(real, chat_request("What is the capital of France?", max_tokens=20))
+    assert text == "The capital of France is Paris."
+
+
+@pytest.mark.model
 def test_smollm2_continues_a_cut_answer_without_a_seam(real: ChatModel) -> None:
     question = "Give me three tips for growing tomatoes."
     whole, _ = answer(real, chat_request(question, max_tokens=32))

@@ -23,7 +23,7 @@ from transformers import (
 
 from node.engines.chat_model import ChatModel, alike
 from node.engines.networks import Network, fastest_arithmetic
-from node.engines.packed_network import PackedNetwork
+from node.engines.packed_network import BEST_TOKENS, PackedNetwork
 from node.engines.plain_network import PlainNetwork
 from node.engines.products import Product, in_four_bits, in_half_precision, packed
 from node.models import ModelStore
@@ -106,6 +106,19 @@ def test_tokens_one_by_one_or_in_parts_or_at_once_are_the_same(arithmetic: str, 
     at_once = logits(network, ids, [TOKENS])
     assert likeness(logits(network, ids, [1] * TOKENS), at_once) > least
     assert likeness(logits(network, ids, [256, 43, 1]), at_once) > least
+
+
+@pytest.mark.parametrize("arithmetic", ["packed", "bf16"])
+def test_the_best_tokens_are_told_apart_where_half_precision_would_not(arithmetic: str) -> None:
+    model = llama(tie_word_embeddings=True)
+    network = PackedNetwork(model, arithmetic)
+    state = 4 * torch.randn(3, 128, generator=torch.Generator().manual_seed(4))
+    found = network._logits(state, network._one)
+    exact = (
+        functional.rms_norm(state, (128,), network._norm, network._epsilon) @ model.lm_head.weight.detach().float().T
+    )
+    assert torch.allclose(found.topk(BEST_TOKENS - 8).values, exact.topk(BEST_TOKENS - 8).values, atol=1e-4)
+    assert not torch.allclose(exact, exact.bfloat16().float(), atol=1e-4)
 
 
 # --- several answers at once -----------------------------------------------------------------------------
