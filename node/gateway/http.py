@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from node.config import GatewaySection
 from node.gateway.admin import AdminRoutes
@@ -156,6 +157,9 @@ class Gateway:
             response = _error_response(self._from_aiohttp(request, error))
         except NodeStopping:
             response = _error_response(ApiError(503, "the node is stopping", code="stopping", retry_ms=5_000))
+        except (web.RequestPayloadError, HttpProcessingError) as error:
+            message = f"the body cannot be read: {' '.join(str(error).split())}; send it whole and as its headers say"
+            response = _error_response(ApiError(400, message, code="invalid_body"))
         except (asyncio.CancelledError, ConnectionError):
             raise  # the client went away
         except Exception:

@@ -223,8 +223,10 @@ def _picture(where: str, part: ContentPart) -> bytes:
         data = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
         raise ApiError(400, f"{where}: not valid base64", code="invalid_value", param=where) from None
-    if not 0 < len(data) <= params.MAX_INPUT_BYTES:
-        message = f"{where}: a picture has 1 to {params.MAX_INPUT_BYTES} bytes, this one {len(data)}"
+    if not data:
+        raise ApiError(400, f"{where}: the picture is empty", code="invalid_value", param=where)
+    if len(data) > params.MAX_INPUT_BYTES:
+        message = f"{where}: a picture has at most {params.MAX_INPUT_BYTES} bytes, this one {len(data)}"
         raise ApiError(413, message, code="picture_too_large", param=where)
     return data
 
