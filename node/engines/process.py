@@ -50,6 +50,8 @@ log = logging.getLogger("mtor.engine")
 
 FIRST_RESTART_SECONDS = 0.5
 MOST_RESTART_SECONDS = 60.0
+LEAST_PATIENCE_SECONDS = 30.0
+PATIENCE = 30  # times the longest silence that ended well
 HANG_SECONDS = 60.0  # without a sign of life while there is work; one step (a token, 256 of a prompt) is far shorter
 LOAD_SECONDS = 900.0  # the largest models from a slow disk
 SPEED_MEMORY = 0.3  # weight of the newest answer in the measured speed
@@ -116,6 +118,7 @@ class ProcessGeneration:
     async def grant(self, total_units_out: int) -> None:
         """See `Generation`."""
         if total_units_out > self.granted and not self.ended:
+            self.child.excuse()
             self.granted = total_units_out
             await self.child.command("grant", self.key, total_units_out)
 
@@ -139,7 +142,26 @@ class _Child:
     loaded: bool = False
     generations: dict[int, ProcessGeneration] = field(default_factory=dict)
     heard_at: float = field(default_factory=time.monotonic)
+    longest_silence: float = 0.0  # seconds, while it owed something
+    answered: bool = False
     sending: trio.Lock = field(default_factory=trio.Lock)
+
+    @property
+    def busy(self) -> bool:
+        """True while it owes a sign of life."""
+        return not self.loaded or any(generation.at_work for generation in self.generations.values())
+
+    def hear(self) -> None:
+        """It gave a sign of life."""
+        now = time.monotonic()
+        if self.loaded and self.busy:
+            self.longest_silence = max(self.longest_silence, now - self.heard_at)
+        self.heard_at = now
+
+    def excuse(self) -> None:
+        """What it did not say while it owed nothing is no silence."""
+        if not self.busy:
+            self.heard_at = time.monotonic()
 
     async def command(self, *parts: Any) -> None:
         """Send one command. Nothing happens if the child is gone: `events` tells that."""
@@ -163,7 +185,8 @@ class ProcessEngine:
         hang_seconds: float = HANG_SECONDS,
         options: Mapping[str, str] | None = None,
     ) -> None:
-        """`options` are the engine's own, such as `arithmetic` of torch-chat."""
+        """`hang_seconds` is the longest that one step may take; less is allowed once steps were seen. `options` are the
+        engine's own, such as `arithmetic` of torch-chat."""
         self._model = model
         self._threads = threads
         self._slots = slots
@@ -209,7 +232,8 @@ class ProcessEngine:
 
     def stats(self) -> EngineStats:
         """See `Engine`."""
-        running = len(self._child.generations) if self._child else 0
+        generations = self._child.generations.values() if self._child else ()
+        running = sum(not generation.cancelling for generation in generations)
         memory = self._info.memory_mib if self._info else 0
         return EngineStats(running, self._speed, self._restarts, memory)
 
@@ -225,12 +249,16 @@ class ProcessEngine:
         # No bound is needed here: the child never has more out than was granted.
         send, receive = trio.open_memory_channel[EngineEvent | EngineError](math.inf)
         generation = ProcessGeneration(self._keys, child, send, receive)
-        child.generations[generation.key] = generation
+        child.excuse()
+        child.generations[generation.key] = generation  # until the child said its last word of it
         try:
             await child.command("generate", generation.key, encode(request), prefix, list(inputs))
+        except BaseException:  # it was not sent
+            del child.generations[generation.key]
+            raise
+        try:
             yield generation
         finally:
-            child.generations.pop(generation.key, None)
             with trio.CancelScope(shield=True):
                 await generation.cancel()
 
@@ -343,7 +371,7 @@ class ProcessEngine:
             async for data in child.process.stdout:
                 reader.receive_data(data)
                 while (payload := reader.next_frame()) is not None:
-                    child.heard_at = time.monotonic()
+                    child.hear()
                     self._take(child, *read_frame(payload), task_status)
         except Malformed as error:
             log.error("engine of %s speaks garbage (%s); it is ended", self._model.name, error)
@@ -391,6 +419,7 @@ class ProcessEngine:
             generation.produced = event.units_out
         if isinstance(event, Finished | EngineError):
             generation.ended = True
+            child.answered = True
             child.generations.pop(generation.key, None)
         if isinstance(event, Finished) and event.units_out > 8:
             speed = (event.units_out - 1) / max(1e-6, time.monotonic() - generation.first_at)
@@ -399,15 +428,21 @@ class ProcessEngine:
     async def _watch(self, child: _Child) -> None:
         """End a child that owes something and gives no sign of life."""
         while True:
-            patience = self._hang_seconds if child.loaded else LOAD_SECONDS
-            await trio.sleep(self._hang_seconds / 10)
-            busy = not child.loaded or any(generation.at_work for generation in child.generations.values())
-            if not busy:
-                child.heard_at = time.monotonic()
-            elif time.monotonic() - child.heard_at > patience:
+            await trio.sleep(min(1.0, self._hang_seconds / 10))
+            child.excuse()
+            patience = self._patience(child)
+            if time.monotonic() - child.heard_at > patience:
                 log.error("engine of %s hangs; it is ended", self._model.name)
                 child.process.kill()
                 return
+
+    def _patience(self, child: _Child) -> float:
+        """Seconds without a sign of life that are no hang. Little is known of a model until it has answered once."""
+        if not child.loaded:
+            return LOAD_SECONDS
+        if not child.answered:
+            return self._hang_seconds
+        return min(self._hang_seconds, max(LEAST_PATIENCE_SECONDS, PATIENCE * child.longest_silence))
 
     def _fail_all(self, child: _Child) -> None:
         why = (ErrorCode.ENGINE_FAILED, "the engine crashed")

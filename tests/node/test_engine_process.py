@@ -99,6 +99,33 @@ async def test_a_child_that_hangs_is_ended_and_started_again(tiny: ModelFolder) 
         assert await count(engine) == 400
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a process is stopped by a POSIX signal here")
+async def test_a_model_whose_steps_are_known_is_waited_for_less(
+    tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.engines.process.LEAST_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr("node.engines.process.PATIENCE", 0)
+    async with running(small(tiny, hang_seconds=1_000.0)) as engine:
+        assert await count(engine) == 400 and engine.pid
+        os.kill(engine.pid, signal.SIGSTOP)
+        with pytest.raises(EngineError):
+            await count(engine)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process is stopped by a POSIX signal here")
+async def test_a_hang_is_noticed_when_nobody_waits_any_more(tiny: ModelFolder) -> None:
+    async with running(small(tiny, hang_seconds=1.0)) as engine:
+        assert engine.pid
+        os.kill(engine.pid, signal.SIGSTOP)
+        async with engine.generate(ASKED, ""):
+            pass
+        assert engine.stats().running == 0
+        while not engine.stats().restarts:
+            await trio.sleep(0.05)
+        await until_ready(engine)
+        assert await count(engine) == 400
+
+
 async def test_a_query_that_waits_for_its_grant_is_no_hang(tiny: ModelFolder) -> None:
     async with running(small(tiny, hang_seconds=0.3)) as engine, engine.generate(ASKED, "") as generation:
         async with aclosing(generation.events()) as events:
