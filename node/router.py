@@ -41,7 +41,9 @@ NO_PEER_RETRY_MS = 5_000  # offers come and go within seconds
 LAST_WORD_MS = 1_000  # of the deadline, kept for the worker's last word and the settlement
 DISCOVERY_SECONDS = 3.0  # to wait for a first offer when none is known
 RECOVERY_PAUSE_SECONDS = 0.5  # between looks for somebody to continue
-PATIENCE_SECONDS = 15.0  # for a first worker, while all that fit are lost: one that was avoided meanwhile is tried again
+PATIENCE_SECONDS = (
+    15.0  # for a first worker, while all that fit are lost: one that was avoided meanwhile is tried again
+)
 PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # how a preview begins: a stranger's bytes are shown to people
 PASSING = frozenset(
     {

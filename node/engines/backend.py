@@ -205,6 +205,11 @@ def failure(error: Exception, device: Device) -> EngineError:
     not the message, which may hold what somebody wrote."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     print(f"a query failed: {type(error).__name__} at {last.filename}:{last.lineno}", file=sys.stderr, flush=True)
-    if isinstance(error, MemoryError) or device.kind != "cpu":
+    if device.kind != "cpu" or _short_of_memory(error):
         raise error
     return EngineError(ErrorCode.ENGINE_FAILED, f"{type(error).__name__} in the model")
+
+
+def _short_of_memory(error: Exception) -> bool:
+    """Also in torch's words: its CPU allocator raises a RuntimeError."""
+    return isinstance(error, MemoryError) or "allocate memory" in str(error) or "not enough memory" in str(error)

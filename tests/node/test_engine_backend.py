@@ -5,6 +5,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 from node.engines.backend import BACKENDS, Loaded, Turns, load_batch
 from node.engines.port import Data, EngineError, EngineEvent, Finished, Piece, Prompted, Step
@@ -34,6 +35,8 @@ class Scripted:
                     raise ValueError("a secret of the asker's")
                 if request.prompt == "memory":
                     raise MemoryError
+                if request.prompt == "tensor":
+                    torch.empty(2**60, dtype=torch.uint8)
                 if request.prompt == "refuse":
                     raise EngineError(ErrorCode.INVALID_REQUEST, "no cats")
                 yield Data("image/png", b"x", number)
@@ -111,12 +114,12 @@ def test_one_failure_costs_one_query_and_names_no_text(capsys: pytest.CaptureFix
     assert "ValueError at " in told and "secret" not in told + crashed.message
 
 
-@pytest.mark.parametrize(("prompt", "device"), [("memory", "cpu"), ("crash", "cuda")])
+@pytest.mark.parametrize(("prompt", "device"), [("memory", "cpu"), ("tensor", "cpu"), ("crash", "cuda")])
 def test_short_memory_and_a_card_in_any_state_end_the_process(prompt: str, device: str) -> None:
     turns = Turns(Scripted(device), slots=1)
     turns.begin(1, picture(prompt), "", [])
     turns.grant(1, 100)
-    with pytest.raises((MemoryError, ValueError)):
+    with pytest.raises((MemoryError, RuntimeError, ValueError)):
         run(turns)
 
 
