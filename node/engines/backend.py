@@ -70,33 +70,44 @@ class Batch(Protocol):
 
 
 class _Turn:
-    """One answer of an `Answerer`."""
+    """One answer of an `Answerer`. At its grant it goes one step ahead, for that may be its last word; what comes of it
+    beyond the grant is held back."""
 
     def __init__(self, events: Iterator[EngineEvent | None]) -> None:
-        self.events = events
         self.granted = 0
-        self.units_in = 0
-        self.units_out = 0
-        self.prompted = False
         self.cancelled = False
+        self._events = events
+        self._units_in = 0
+        self._units_out = 0
+        self._prompted = False
+        self._ahead = False
+        self._held: EngineEvent | None = None
 
     @property
     def runnable(self) -> bool:
-        return self.cancelled or not self.prompted or self.units_out < self.granted
+        return self.cancelled or self._within or (self._units_out > 0 and not self._ahead)
+
+    @property
+    def _within(self) -> bool:
+        return not self._prompted or self._units_out < self.granted
 
     def next(self) -> EngineEvent | None:
         if self.cancelled:
             self.close()
-            return Finished("cancelled", self.units_in, self.units_out)
-        event = next(self.events)
+            return Finished("cancelled", self._units_in, self._units_out)
+        self._ahead = not self._within
+        event, self._held = self._held or next(self._events), None
+        if self._ahead and isinstance(event, Piece | Data):
+            self._held = event
+            return None
         if isinstance(event, Prompted):
-            self.prompted, self.units_in = True, event.units_in
+            self._prompted, self._units_in = True, event.units_in
         if isinstance(event, Piece | Data):
-            self.units_out = event.units_out
+            self._units_out = event.units_out
         return event
 
     def close(self) -> None:
-        close = getattr(self.events, "close", None)
+        close = getattr(self._events, "close", None)
         if close is not None:
             close()
 

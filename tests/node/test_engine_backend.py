@@ -84,6 +84,34 @@ def test_nothing_is_made_beyond_the_grant() -> None:
     assert answerer.closed == 1
 
 
+def test_an_answer_that_is_as_long_as_its_grant_says_its_last_word() -> None:
+    turns = Turns(Scripted(), slots=1)
+    turns.begin(1, picture(), "", [])
+    turns.grant(1, 3)
+    assert run(turns)[1][-2:] == [Data("image/png", b"x", 3), Finished("stop", 0, 3)]
+
+
+def test_what_was_made_ahead_of_the_grant_waits_for_it() -> None:
+    class Hasty(Scripted):
+        def answer(self, request: ImagineRequest, prefix: str, inputs: Sequence[bytes]) -> Iterator[EngineEvent | None]:
+            yield Prompted(0)
+            for number in range(1, 4):
+                self.stepped += 1
+                yield Data("image/png", b"x", number)
+            yield Finished("stop", 0, 3)
+
+    answerer = Hasty()
+    turns = Turns(answerer, slots=1)
+    turns.begin(1, picture(), "", [])
+    turns.grant(1, 1)
+    assert run(turns)[1][-1] == Data("image/png", b"x", 1) and answerer.stepped == 2
+    assert not turns.runnable
+    turns.grant(1, 2)
+    assert run(turns) == {1: [Data("image/png", b"x", 2)]} and answerer.stepped == 3
+    turns.grant(1, 3)
+    assert run(turns) == {1: [Data("image/png", b"x", 3), Finished("stop", 0, 3)]}
+
+
 def test_a_cancelled_answer_ends_at_once_and_is_closed() -> None:
     answerer = Scripted()
     turns = Turns(answerer, slots=1)
@@ -135,7 +163,8 @@ def test_a_piece_counts_like_data() -> None:
         def answer(self, request: ImagineRequest, prefix: str, inputs: Sequence[bytes]) -> Iterator[EngineEvent | None]:
             yield Prompted(5)
             yield Piece("a", 1)
-            yield Finished("stop", 5, 1)
+            yield Piece("b", 2)
+            yield Finished("stop", 5, 2)
 
     turns = Turns(Writer(), slots=1)
     turns.begin(1, picture(), "", [])
