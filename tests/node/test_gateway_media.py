@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
-from node.answers import AnswerEvent, Bytes, Delta, Failed, Progressed
+from node.answers import AnswerEvent, Bytes, Delta, Failed, Progressed, Question
 from node.gateway.captions import cues, subrip
 from protocol.errors import ErrorCode
 from protocol.ids import IMAGINE, SPEECH, VISION
 from protocol.messages import ImagineRequest, SpeakRequest, TranscribeRequest, VisionRequest
 from protocol.params import MAX_INPUT_BYTES, MAX_INTEGER
-from tests.node.gateway_world import ROUTED, Reply, Script, World, completed, events, gateway_world
+from tests.node.gateway_world import ROUTED, Emit, Reply, Script, World, completed, events, gateway_world, until
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
 IMAGES, SPEAK, TRANSCRIBE = "/v1/images/generations", "/v1/audio/speech", "/v1/audio/transcriptions"
@@ -256,3 +257,50 @@ async def test_forms_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
 def test_captions_of_a_stranger_cost_nothing() -> None:
     assert cues("") == [] and cues("WEBVTT\n\nno time\n\n99:99.000 --> x\n") == []
     assert subrip(VTT.replace("00:00.000", "01:02:03.004")).startswith("1\n01:02:03,004 -->")
+
+
+# --- leaving ---------------------------------------------------------------------------------------------
+
+
+async def _silent(question: Question, emit: Emit) -> None:
+    await emit(ROUTED)
+    await trio.sleep_forever()
+
+
+async def _begun(question: Question, emit: Emit) -> None:
+    """A sound that has begun and a picture that is being painted."""
+    await emit(ROUTED)
+    while True:
+        await emit(
+            Bytes("audio/pcm;rate=24000", TONE) if isinstance(question.request, SpeakRequest) else Progressed(1, 3, PNG)
+        )
+        await trio.sleep(0.01)
+
+
+def _posted(path: str, body: bytes, kind: str = "application/json") -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+FORM = b'--B\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\nx\r\n--B--\r\n'
+ASKED = {
+    "picture": _posted("/v1/images/generations", b'{"prompt": "a cat"}'),
+    "painting": _posted("/v1/images/generations", b'{"prompt": "a cat", "stream": true, "partial_images": 1}'),
+    "sound": _posted("/v1/audio/speech", b'{"input": "Hello.", "response_format": "pcm"}'),
+    "sound-events": _posted("/v1/audio/speech", b'{"input": "Hello.", "stream_format": "sse"}'),
+    "transcript": _posted(TRANSCRIBE, FORM, "multipart/form-data; boundary=B"),
+}
+
+
+@pytest.mark.parametrize("script", [_silent, _begun])
+@pytest.mark.parametrize("asked", ASKED.values(), ids=ASKED)
+async def test_a_client_that_leaves_cancels_what_is_made_for_it(tmp_path: Path, asked: bytes, script: Script) -> None:
+    async with gateway_world(tmp_path, script) as world:
+        client = await trio.open_tcp_stream("127.0.0.1", world.port)
+        await client.send_all(asked)
+        await until(lambda: world.answers.emitted > 0)
+        await client.aclose()
+        await until(lambda: world.answers.cancelled == 1)
+        text = ""
+        while "mtor_running_queries 0.0" not in text:
+            text = (await world.ask("GET", "/metrics")).body.decode()
