@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from node.leveldb_log import another_begins, batches_end, is_whole
-from node.private_files import sync_folder
+from node.private_files import cut_off, sync_folder
 
 NOTE_FILE = "ACKNOWLEDGED"
 
@@ -70,9 +70,7 @@ class Acknowledged:
         end = batches_end(log, self._note.size if newest == self._note.number else 0)
         if end == len(log) or another_begins(log, end):
             return False
-        with self._log(newest).open("r+b") as file:
-            file.truncate(end)
-            os.fsync(file.fileno())
+        cut_off(self._log(newest), end)
         return True
 
     def problem_after(self, writes: int) -> str:

@@ -1,7 +1,7 @@
-"""LevelDB's log file, read by itself: where its batches end.
+"""LevelDB's log file, read by itself: its batches, and where they end.
 
-Rule: the format is LevelDB's (doc/log_format.md): blocks of 32 KiB; records of a checksum, a length, a kind and data;
-a batch is one whole record, or a first, any middle and a last one. Nothing here writes.
+Rule: the format is LevelDB's (doc/log_format.md), and a manifest's as well: blocks of 32 KiB; records of a checksum, a
+length, a kind and data; a batch is one whole record, or a first, any middle and a last one. Nothing here writes.
 """
 
 from __future__ import annotations
@@ -36,16 +36,23 @@ def is_whole(log: bytes, size: int) -> bool:
     return place == size
 
 
-def batches_end(log: bytes, start: int) -> int:
-    """Where the last whole batch ends, of those that follow each other without a fault from `start`, a batch's end."""
-    place = end = start
-    inside = False
+def batches(log: bytes, start: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Where each whole batch ends and what is in it, of those that follow each other without a fault from `start`, a
+    batch's end."""
+    place, inside, parts = start, False, list[bytes]()
     while (record := _record(log, place)) is not None and _is_true(log, record):
         if inside == (record.kind in _BEGINNINGS):
             break
+        parts.append(log[record.place + _HEADER.size : record.end])
         place, inside = record.end, record.kind not in _ENDS
-        end = end if inside else place
-    return end
+        if not inside:
+            yield place, b"".join(parts)
+            parts.clear()
+
+
+def batches_end(log: bytes, start: int) -> int:
+    """Where the last of these batches ends."""
+    return max((end for end, _ in batches(log, start)), default=start)
 
 
 def another_begins(log: bytes, place: int) -> bool:
@@ -76,9 +83,14 @@ def _record(log: bytes, place: int) -> _Record | None:
     return _Record(checksum, kind, place, end)
 
 
+def masked_checksum(data: bytes) -> int:
+    """What a record's header says of its kind and data."""
+    checksum = _crc32c(data)
+    return ((checksum >> 15 | checksum << 17) + _MASK_DELTA) & 0xFFFFFFFF
+
+
 def _is_true(log: bytes, record: _Record) -> bool:
-    checksum = _crc32c(log[record.place + _HEADER.size - 1 : record.end])
-    return record.checksum == ((checksum >> 15 | checksum << 17) + _MASK_DELTA) & 0xFFFFFFFF
+    return record.checksum == masked_checksum(log[record.place + _HEADER.size - 1 : record.end])
 
 
 def _crc32c(data: bytes) -> int:

@@ -24,6 +24,13 @@ def write_private(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
+def cut_off(path: Path, size: int) -> None:
+    """Leave the first `size` bytes of a file; on the disk when this returns. Raises `OSError`."""
+    with path.open("r+b") as file:
+        file.truncate(size)
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable. Raises `OSError`. Windows has no such call (NTFS keeps a journal)."""
     if os.name == "nt":

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import plyvel
 
 from node.acknowledged import Acknowledged
-from node.private_files import sync_folder
+from node.leveldb_manifest import unfinished_edit
+from node.private_files import cut_off, sync_folder
 
 WRITE_BUFFER_BYTES = 4 * 1024 * 1024
 DAMAGED_FILE = "DAMAGED"
@@ -178,8 +179,9 @@ class LevelStore(LevelSnapshot):
         problem = self._acknowledged.problem_before()
         if not problem:
             database, problem = self._attempt()
-            if problem and self._acknowledged.cut_torn_write():
-                database, problem = self._attempt()
+            for cut in (self._cut_unfinished_edit, self._acknowledged.cut_torn_write):
+                if problem and cut():
+                    database, problem = self._attempt()
             if not problem:
                 return database
         self._found_damaged(problem)
@@ -191,6 +193,14 @@ class LevelStore(LevelSnapshot):
             return self._database(self._folder), ""
         except plyvel.CorruptionError as error:
             return None, _said(error)
+
+    def _cut_unfinished_edit(self) -> bool:
+        """Take from the manifest an edit that a power loss left although LevelDB had not finished it. False if there is
+        none."""
+        unfinished = unfinished_edit(self._folder)
+        if unfinished is not None:
+            cut_off(*unfinished)
+        return unfinished is not None
 
     def _salvaged(self) -> Any:
         """What can be read is written anew by LevelDB, the rest dropped; then it is opened with all checks again."""
