@@ -1,13 +1,14 @@
-"""A Llama, in fewer and, where that helps, smaller products than transformers makes.
+"""A Llama, Mistral or Qwen, in fewer and, where that helps, smaller products than transformers makes.
 
 Rule: gives the logits of transformers up to rounding, and a test holds it to that. An answer's next token is computed
-together with those of the others that run: the products once for all, the attention once for each shelf.
+together with those of the others that run: the products once for all, the attention once for each shelf. On a card a
+step that comes again is recorded once and played from then on.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +17,13 @@ from torch.nn import functional
 
 from node.engines.networks import seconds
 from node.engines.products import Product, as_it_is, in_full, in_half_precision, packed
+from node.engines.recorded_steps import Recorder
 from node.engines.shelves import Row, Saved, Shape, Shelf, Shelves
 
 MOST_SECOND_COPY_BYTES = 2 * 2**30  # of the weights in bf16, for prompts and for several answers at once
 PRODUCTS = {"packed": packed, "bf16": in_half_precision, "fp16": as_it_is, "fp32": in_full}
 DTYPES = {"packed": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+LIKE_LLAMA = {"llama", "mistral", "qwen2", "qwen3"}  # biases, and norms of each head, are taken where they are
 STATIC_TURNS = {"default", "linear", "llama3", "yarn"}  # rotary embeddings that do not depend on the prompt's length
 SMALL_TOKENS = 512  # of one answer, for which products in fp32 are faster, the conversion included
 BEST_TOKENS = 32  # whose logits are computed in fp32: in bf16 those of the best are often equal
@@ -31,6 +34,7 @@ TRIED_ANSWERS = (2, 3, 4, 6, 8, 12, 16)  # numbers of answers for which both kin
 class _Layer:
     attention_norm: torch.Tensor
     queries_keys_values: Product
+    heads_norm: torch.Tensor | None  # (heads + pairs, head): of queries and keys, before they are turned
     attention_out: Product
     mlp_norm: torch.Tensor
     gate_up: Product
@@ -48,14 +52,12 @@ class _Weights:
 class _Place:
     """What the attention of one shelf's rows needs, for all layers."""
 
-    def __init__(self, shelf: Shelf, rows: list[Row], first: int, mask: torch.Tensor | None) -> None:
-        """`first`: of these rows among all that take part. `mask`: (rows * pairs, 1, end), None if all are as long."""
-        self.first, self.count, self.mask = first, len(rows), mask
-        end = 1 + max(row.length for row in rows)
+    def __init__(self, shelf: Shelf, positions: torch.Tensor, first: int, end: int, mask: torch.Tensor | None) -> None:
+        """`positions`: where the new tokens go, one for each of the shelf's first rows. `first`: of these rows among
+        all that take part. `end`: what is looked at. `mask`: (rows * pairs, 1, end), None if all are as long."""
+        self.first, self.count, self.mask = first, len(positions), mask
         self._rows = torch.arange(self.count, device=shelf.keys.device)
-        self._positions = torch.tensor(
-            [row.length for row in rows], device=shelf.keys.device
-        )  # where the new token goes
+        self._positions = positions
         keys, values = shelf.keys[:, : self.count], shelf.values[:, : self.count]
         self._keys = keys.unbind(0)  # for each layer (rows, pairs, head, capacity)
         self._values = values.unbind(0)  # for each layer (rows, pairs, capacity, head)
@@ -64,7 +66,7 @@ class _Place:
         # A small product in bf16 takes longer to set up than to compute, on a CPU.
         self.small = self.count == 1 and end <= SMALL_TOKENS and keys.device.type == "cpu"
         self._only: tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]] | None = None
-        if self.count == 1:  # a plain copy costs less than indices
+        if self.count == 1 and mask is None:  # the new token is the last one: a plain copy costs less than indices
             self._only = keys[..., end - 1].unbind(0), values[:, :, :, end - 1].unbind(0)
 
     def store(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
@@ -85,14 +87,15 @@ class PackedNetwork:
     @staticmethod
     def suits(config: Any) -> bool:
         """True for the architecture that is computed here."""
-        plain = not (getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False))
         turns = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-        return bool(config.model_type == "llama" and plain and config.hidden_act == "silu" and turns in STATIC_TURNS)
+        known = config.model_type in LIKE_LLAMA and config.hidden_act == "silu" and turns in STATIC_TURNS
+        return bool(known and not _has_window(config))
 
     def __init__(self, model: Any, arithmetic: str = "packed") -> None:
         """`arithmetic` is "packed" or "fp32" on a CPU, "bf16" anywhere, "fp16" on a card."""
         config, inner = model.config, model.model
-        self._heads, self._pairs, self._head = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self._heads, self._pairs = config.num_attention_heads, config.num_key_value_heads
+        self._head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._epsilon = config.rms_norm_eps
         self._embedding = inner.embed_tokens.weight.detach()  # (vocabulary, hidden)
         self._last = _as_it_came(model, arithmetic)
@@ -107,6 +110,11 @@ class PackedNetwork:
         self._shelves = Shelves(shape)
         self.token_bytes = shape.token_bytes
         self._turns = self._turn_table(1_024)
+        self._recorder: Recorder | None = None
+
+    def record(self, recorder: Recorder) -> None:
+        """Play recorded steps from now on."""
+        self._recorder = recorder
 
     # --- memory --------------------------------------------------------------------------------------
 
@@ -147,6 +155,7 @@ class PackedNetwork:
         """See `Network`."""
         start, end = memory.length, memory.length + len(ids)
         shelf = self._shelves.reserve(memory, len(ids))
+        self._reach(end)
         keys = shelf.keys[:, memory.index, :, :, :end].unbind(0)  # each (pairs, head, end)
         values = shelf.values[:, memory.index, :, :end].unbind(0)  # each (pairs, end, head)
         group, scale = self._heads // self._pairs, self._head**-0.5
@@ -165,7 +174,7 @@ class PackedNetwork:
             )  # (pairs, group, tokens, head)
             return seen.permute(2, 0, 1, 3).reshape(len(ids), -1)
 
-        state = self._through_layers(list(ids), list(range(start, end)), attend)
+        state = self._through_layers(self._whole(ids), self._whole(range(start, end)), attend)
         memory.length = end
         return self._logits(state[-1:], self._one)[0]
 
@@ -175,12 +184,41 @@ class PackedNetwork:
         # 1. The rows in the order of their shelves.
         arranged = self._shelves.arranged(memories)
         ordered = [row for _, rows in arranged for row in rows]
-        places = self._places(arranged)
         given = dict(zip(memories, tokens, strict=True))
-        ids, positions = [given[row] for row in ordered], [row.length for row in ordered]
-        # 2. The layers.
+        ids, positions = self._whole([given[row] for row in ordered]), self._whole([row.length for row in ordered])
+        self._reach(1 + max(row.length for row in ordered))
+        # 2. The layers, and the logits.
+        logits = self._played(ids, positions, arranged)
+        if logits is None:
+            logits = self._step(ids, positions, self._places(arranged, positions))
+        for row in memories:
+            row.length += 1
+        # 3. In the order that was asked for.
+        if ordered == list(memories):
+            return logits
+        at = {row: index for index, row in enumerate(ordered)}
+        return logits[[at[row] for row in memories]]
+
+    def _played(
+        self, ids: torch.Tensor, positions: torch.Tensor, arranged: list[tuple[Shelf, list[Row]]]
+    ) -> torch.Tensor | None:
+        """Logits from a recorded step, where there is one. A recorded step looks at all that its shelves hold, since
+        nothing in it may depend on how long the answers are."""
+        if self._recorder is None:
+            return None
+        shelves = [(shelf, len(rows)) for shelf, rows in arranged]
+        kind = tuple((shelf.capacity, count) for shelf, count in shelves)
+        storage = [part for shelf, _ in shelves for part in (shelf.keys, shelf.values)] + list(self._turns)
+
+        def step(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+            return self._step(ids, positions, self._whole_shelves(shelves, positions))
+
+        return self._recorder.play(kind, step, (ids, positions), storage)
+
+    def _step(self, ids: torch.Tensor, positions: torch.Tensor, places: list[_Place]) -> torch.Tensor:
+        """(rows, vocabulary) after one more token of each row."""
         scale = self._head**-0.5
-        attended = torch.empty(len(ordered), self._heads * self._head, dtype=self._dtype, device=self._device)
+        attended = torch.empty(len(ids), self._heads * self._head, dtype=self._dtype, device=self._device)
 
         def attend(index: int, queries: torch.Tensor, new_keys: torch.Tensor, new_values: torch.Tensor) -> torch.Tensor:
             for place in places:
@@ -199,33 +237,25 @@ class PackedNetwork:
                 attended[part] = seen
             return attended
 
-        state = self._through_layers(ids, positions, attend)
-        for row in memories:
-            row.length += 1
-        # 3. The logits, in the order that was asked for.
-        logits = self._logits(state, self._weights(len(ids)))
-        if ordered == list(memories):
-            return logits
-        at = {row: index for index, row in enumerate(ordered)}
-        return logits[[at[row] for row in memories]]
+        return self._logits(self._through_layers(ids, positions, attend), self._weights(len(ids)))
 
     def _through_layers(
         self,
-        ids: list[int],
-        positions: list[int],
+        ids: torch.Tensor,
+        positions: torch.Tensor,
         attend: Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
         """(tokens, hidden) after the last layer. `attend` takes a layer's number, queries (tokens, heads, head), keys
         and values (tokens, pairs, head), and gives what the tokens see (tokens, heads * head)."""
-        state: torch.Tensor = self._embedding[
-            torch.tensor(ids, device=self._device)
-        ].float()  # sums of many layers round too much in bf16
-        cosines, sines = self._turn(positions)
+        state: torch.Tensor = self._embedding[ids].float()  # sums of many layers round too much in bf16
+        cosines, sines = (table[positions, None] for table in self._turns)
         half, turning, heads = self._head // 2, self._heads + self._pairs, self._heads
         for index, layer in enumerate(self._weights(len(ids)).layers):
             normed = self._normed(state, layer.attention_norm)
             split = layer.queries_keys_values(normed).view(len(ids), -1, self._head)  # (tokens, heads + 2 pairs, head)
             to_turn = split[:, :turning]
+            if layer.heads_norm is not None:
+                to_turn = self._heads_normed(to_turn, layer.heads_norm)
             turned = (to_turn * cosines).addcmul_(to_turn.roll(half, -1), sines)
             seen = attend(index, turned[:, :heads], turned[:, heads:], split[:, turning:])
             state += layer.attention_out(seen)
@@ -242,33 +272,38 @@ class PackedNetwork:
         best = logits.topk(min(BEST_TOKENS, logits.shape[1])).indices
         return logits.scatter_(1, best, torch.bmm(self._last[best].float(), normed[:, :, None])[..., 0])
 
-    def _places(self, arranged: list[tuple[Shelf, list[Row]]]) -> list[_Place]:
+    def _places(self, arranged: list[tuple[Shelf, list[Row]]], positions: torch.Tensor) -> list[_Place]:
         places, first = [], 0
         for shelf, rows in arranged:
-            places.append(_Place(shelf, rows, first, self._mask([row.length for row in rows])))
+            here, lengths = positions[first : first + len(rows)], [row.length for row in rows]
+            mask = None if min(lengths) == max(lengths) else self._mask(here, 1 + max(lengths))
+            places.append(_Place(shelf, here, first, 1 + max(lengths), mask))
             first += len(rows)
         return places
 
-    def _mask(self, lengths: list[int]) -> torch.Tensor | None:
+    def _whole_shelves(self, shelves: list[tuple[Shelf, int]], positions: torch.Tensor) -> list[_Place]:
+        places, first = [], 0
+        for shelf, count in shelves:
+            here = positions[first : first + count]
+            places.append(_Place(shelf, here, first, shelf.capacity, self._mask(here, shelf.capacity)))
+            first += count
+        return places
+
+    def _mask(self, positions: torch.Tensor, end: int) -> torch.Tensor:
         """What is added to scores: 0 up to a row's own position, minus infinity behind it."""
-        end = 1 + max(lengths)
-        if min(lengths) == end - 1:
-            return None
-        hidden = (
-            torch.arange(end, device=self._device) > torch.tensor(lengths, device=self._device)[:, None]
-        )  # (rows, end)
+        hidden = torch.arange(end, device=self._device) > positions[:, None]  # (rows, end)
         return self._added(hidden).repeat_interleave(self._pairs, 0)[:, None]
 
     def _added(self, hidden: torch.Tensor) -> torch.Tensor:
         return torch.zeros(hidden.shape, dtype=self._dtype, device=self._device).masked_fill_(hidden, -torch.inf)
 
-    def _turn(self, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """(cosines, sines) of the rotary embedding, (tokens, 1, head) each; the first half of the sines is negated."""
-        while max(positions) >= len(self._turns[0]):
+    def _whole(self, numbers: Iterable[int]) -> torch.Tensor:
+        return torch.tensor(list(numbers), device=self._device)
+
+    def _reach(self, tokens: int) -> None:
+        """Make the table of the rotary embedding (cosines, sines; (tokens, head) each) long enough."""
+        while tokens > len(self._turns[0]):
             self._turns = self._turn_table(2 * len(self._turns[0]))
-        places = torch.tensor(positions, device=self._device)
-        cosines, sines = self._turns
-        return cosines[places, None], sines[places, None]
 
     def _turn_table(self, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         cosines, sines = self._rotary(self._embedding[:1], torch.arange(tokens, device=self._device)[None])
@@ -278,6 +313,11 @@ class PackedNetwork:
 
     def _normed(self, state: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return functional.rms_norm(state, weight.shape, weight, self._epsilon).to(self._dtype)
+
+    def _heads_normed(self, heads: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Each head (tokens, heads, head) by itself, times a weight of its own."""
+        normed = functional.rms_norm(heads.float(), (self._head,), eps=self._epsilon)
+        return (normed * weight).to(self._dtype)
 
     def _weights(self, tokens: int) -> _Weights:
         return self._many if tokens >= self.many_from else self._one
@@ -303,6 +343,15 @@ class PackedNetwork:
         return taken
 
 
+def _has_window(config: Any) -> bool:
+    """True if some tokens do not see all that stand before them."""
+    kinds = getattr(config, "layer_types", None) or []
+    window = config.sliding_window if config.model_type == "mistral" else None
+    return (window or config.max_position_embeddings) < config.max_position_embeddings or any(
+        kind != "full_attention" for kind in kinds
+    )
+
+
 def _as_it_came(model: Any, arithmetic: str) -> torch.Tensor | None:
     """The last matrix (vocabulary, hidden) in half precision, where it lies in memory anyway."""
     last: torch.Tensor = model.lm_head.weight.detach()
@@ -310,27 +359,53 @@ def _as_it_came(model: Any, arithmetic: str) -> torch.Tensor | None:
     return last if arithmetic in ("bf16", "fp16") or (arithmetic == "packed" and tied) else None
 
 
-def _weights(model: Any, product: Callable[[torch.Tensor], Product]) -> _Weights:
-    return _Weights([_layer(layer, product) for layer in model.model.layers], product(model.lm_head.weight.detach()))
+def _weights(model: Any, make: Callable[[torch.Tensor], Product]) -> _Weights:
+    return _Weights([_layer(layer, make) for layer in model.model.layers], make(model.lm_head.weight.detach()))
 
 
-def _layer(layer: Any, product: Callable[[torch.Tensor], Product]) -> _Layer:
+def _layer(layer: Any, make: Callable[[torch.Tensor], Product]) -> _Layer:
     """Matrices that read the same input become one."""
     attention, mlp = layer.self_attn, layer.mlp
     return _Layer(
         attention_norm=layer.input_layernorm.weight.detach().float(),
-        queries_keys_values=_fused(product, attention.q_proj, attention.k_proj, attention.v_proj),
-        attention_out=product(attention.o_proj.weight.detach()),
+        queries_keys_values=_fused(make, attention.q_proj, attention.k_proj, attention.v_proj),
+        heads_norm=_heads_norm(attention),
+        attention_out=_fused(make, attention.o_proj),
         mlp_norm=layer.post_attention_layernorm.weight.detach().float(),
-        gate_up=_fused(product, mlp.gate_proj, mlp.up_proj),
-        down=product(mlp.down_proj.weight.detach()),
+        gate_up=_fused(make, mlp.gate_proj, mlp.up_proj),
+        down=_fused(make, mlp.down_proj),
     )
 
 
-def _fused(product: Callable[[torch.Tensor], Product], *linears: Any) -> Product:
+def _heads_norm(attention: Any) -> torch.Tensor | None:
+    if getattr(attention, "q_norm", None) is None:
+        return None
+    head = attention.head_dim
+    heads, pairs = attention.q_proj.out_features // head, attention.k_proj.out_features // head
+    return torch.cat(
+        [
+            norm.weight.detach().float().expand(count, head)
+            for norm, count in ((attention.q_norm, heads), (attention.k_norm, pairs))
+        ]
+    )
+
+
+def _fused(make: Callable[[torch.Tensor], Product], *linears: Any) -> Product:
     """All outputs beside each other. A card's memory is too dear for a second copy of the weights."""
     weights = [linear.weight.detach() for linear in linears]
-    if weights[0].device.type == "cpu":
-        return product(torch.cat(weights))
-    apart = [product(weight) for weight in weights]
-    return lambda state: torch.cat([one(state) for one in apart], dim=-1)
+    if weights[0].device.type != "cpu" and len(weights) > 1:
+        apart = [make(weight) for weight in weights]
+        return _with_bias(lambda state: torch.cat([one(state) for one in apart], dim=-1), *linears)
+    return _with_bias(make(torch.cat(weights) if len(weights) > 1 else weights[0]), *linears)
+
+
+def _with_bias(product: Product, *linears: Any) -> Product:
+    if all(linear.bias is None for linear in linears):
+        return product
+    bias = torch.cat(
+        [
+            linear.weight.new_zeros(len(linear.weight)) if linear.bias is None else linear.bias.detach()
+            for linear in linears
+        ]
+    )
+    return lambda state: product(state).add_(bias)

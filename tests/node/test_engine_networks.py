@@ -18,7 +18,9 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
+    MistralConfig,
     Qwen2Config,
+    Qwen3Config,
 )
 
 from node.engines.chat_model import ChatModel, alike
@@ -96,6 +98,39 @@ def test_a_packed_llama_gives_the_logits_of_transformers(changes: dict[str, Any]
     assert likeness(logits(PackedNetwork(model), ids, [TOKENS]), exact) > 0.99
     other_end = logits(PlainNetwork(model), [*ids[:-1], (ids[-1] + 1) % 320], [TOKENS])
     assert likeness(other_end, exact) < 0.9  # so that 0.99 says something
+
+
+RELATIVES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "biases": (LlamaConfig, {"attention_bias": True, "mlp_bias": True}),
+    "mistral": (MistralConfig, {"sliding_window": None, "head_dim": 32}),
+    "qwen2": (Qwen2Config, {}),
+    "qwen3": (Qwen3Config, {"head_dim": 48}),
+}
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+def test_relatives_of_llama_too(name: str) -> None:
+    """With biases and norms that are no zeros and ones, alone and together with others."""
+    kind, changes = RELATIVES[name]
+    facts = {"vocab_size": 320, "max_position_embeddings": 1_024, "initializer_range": 0.15}
+    torch.manual_seed(1)
+    maker: Any = AutoModelForCausalLM
+    model = maker.from_config(kind(**SMALL, **facts, **changes)).eval()
+    for label, part in model.named_parameters():
+        if label.endswith("bias") or "norm" in label:
+            part.data += 0.3 * torch.randn_like(part)
+    assert PackedNetwork.suits(model.config)
+    ids, others = random_ids(TOKENS, 2), random_ids(20, 3)
+    network, plain = PackedNetwork(model, "fp32"), PlainNetwork(model)
+    exact = logits(plain, ids, [TOKENS])
+    assert likeness(logits(network, ids, [290, *[1] * 10]), exact) > 0.999_99
+    memories = [network.new_memory(), network.new_memory()]
+    network.read(others[:-1], memories[0])
+    network.read(ids[:-1], memories[1])
+    rows = network.write([others[-1], ids[-1]], memories)
+    assert likeness(rows[1], exact) > 0.999_99
+    assert likeness(rows[0], logits(plain, others, [len(others)])) > 0.999_99
+    assert likeness(logits(PackedNetwork(model.bfloat16()), ids, [TOKENS]), exact) > 0.98
 
 
 @pytest.mark.parametrize(("arithmetic", "least"), [("fp32", 0.999_99), ("bf16", 0.99), ("packed", 0.99)])
@@ -264,7 +299,10 @@ def test_zeros_stay_zeros() -> None:
 
 def test_other_architectures_are_left_to_transformers() -> None:
     assert PackedNetwork.suits(LlamaConfig())
-    assert not PackedNetwork.suits(LlamaConfig(attention_bias=True))
+    assert not PackedNetwork.suits(MistralConfig(sliding_window=4_096, max_position_embeddings=32_768))
+    assert PackedNetwork.suits(MistralConfig(sliding_window=4_096, max_position_embeddings=4_096))
+    assert not PackedNetwork.suits(Qwen2Config(use_sliding_window=True, max_window_layers=2, sliding_window=64))
+    assert not PackedNetwork.suits(Gemma2Config())
     assert not PackedNetwork.suits(LlamaConfig(hidden_act="gelu"))
     turns = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
     assert not PackedNetwork.suits(LlamaConfig(rope_parameters=turns))
