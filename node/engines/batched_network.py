@@ -21,28 +21,20 @@ STATIC_TURNS = {"default", "linear", "llama3", "yarn", "proportional"}  # of rot
 # the longest of all rows
 BY_THE_MASK = {"bloom", "mpt"}  # take no positions: they count what the mask shows, or distances between columns
 BY_THE_CACHE = {"llama4", "llama4_text"}  # scale the queries of long answers by the length of the cache, not of a row
+WINDOWS = ("sliding_window", "window_size", "attention_chunk_size")  # a config's names for what a layer looks back to
+LONGEST_TRIED = 64  # tokens of a window: to look past a longer one takes too long at load
+
+_make_layer: Any = DynamicLayer  # transformers' own word for its arguments is not typed
 
 
-class _Own(DynamicLayer):  # type: ignore[misc]  # transformers has no types
-    """One layer of one answer: what it remembers, and room for what a part of a prompt adds."""
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        super().__init__()
-        self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
-
-
-class _Rows(DynamicLayer):  # type: ignore[misc]
+class _Rows(DynamicLayer):  # type: ignore[no-untyped-call]
     """One layer of a table's rows: the new tokens' keys and values go to the last column that is seen."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.lazy_initialization(keys, values)
         self._all = keys, values
-        self._forget_last()
-
-    def _forget_last(self) -> None:
-        self.keys, self.values = (part[:, :, :-1] for part in self._all)
+        self.keys, self.values = keys[:, :, :-1], values[:, :, :-1]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
@@ -52,6 +44,14 @@ class _Rows(DynamicLayer):  # type: ignore[misc]
             part[:, :, -1:] = new
         self.keys, self.values = self._all
         return self._all
+
+
+def _own(keys: torch.Tensor, values: torch.Tensor) -> Any:
+    """One layer of one answer: what it remembers, which grows by a part of a prompt."""
+    layer: Any = _make_layer()
+    layer.lazy_initialization(keys, values)
+    layer.keys, layer.values = keys, values
+    return layer
 
 
 class BatchedNetwork:
@@ -132,8 +132,8 @@ class BatchedNetwork:
     def read(self, ids: Sequence[int], memory: Memory) -> torch.Tensor:
         """See `Network`."""
         self._take_out(memory)
-        cache = DynamicCache()  # without the config every layer keeps every token: a window is the mask's matter
-        cache.layers = [_Own(keys, values) for keys, values in memory.own]
+        cache: Any = DynamicCache()  # without the config every layer keeps every token: a window is the mask's matter
+        cache.layers = [_own(keys, values) for keys, values in memory.own]
         positions = torch.arange(memory.length, memory.length + len(ids))[None]
         logits = self._logits(torch.tensor([list(ids)]), positions, torch.ones(1, memory.length + len(ids)), cache)
         memory.own = [(layer.keys, layer.values) for layer in cache.layers]
@@ -176,6 +176,13 @@ class BatchedNetwork:
         )
         logits: torch.Tensor = output.logits[:, -1]
         return logits
+
+
+def short_window(model: Any) -> int:
+    """Tokens of the model's shortest window, 0 if it has none that is short enough to be looked past at load."""
+    config = model.config.get_text_config(decoder=True)
+    found = [getattr(config, name, None) for name in WINDOWS]
+    return min((size for size in found if isinstance(size, int) and 0 < size <= LONGEST_TRIED), default=0)
 
 
 def _remembers_keys_and_values_only(config: Any) -> bool:
