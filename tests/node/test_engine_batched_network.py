@@ -287,6 +287,17 @@ def test_answers_that_join_pause_and_leave_disturb_no_other(model: Any, network:
         assert apart(network.read([7, 8], memories[index]), exact(model, [*ids, 7, 8])) < NEAR
 
 
+def test_who_joins_may_be_longer_than_all_who_are_there(model: Any, network: BatchedNetwork) -> None:
+    told = [random_ids(length, length) for length in (3, 5, 4, 60)]
+    memories = [network.new_memory() for _ in told]
+    for memory, ids in zip(memories, told, strict=True):
+        network.read(ids, memory)
+    network.write([9, 9, 9], memories[:3])  # there is room for a fourth row
+    rows = network.write([8, 8, 8, 8], memories)
+    for row, ids, written in zip(rows, told, ([9, 8], [9, 8], [9, 8], [8]), strict=True):
+        assert apart(row, exact(model, ids + written)) < NEAR
+
+
 def test_saved_parts_are_as_good_as_what_was_read(model: Any, network: BatchedNetwork) -> None:
     ids, memory, running, other = random_ids(70, 8), *(network.new_memory() for _ in range(3))
     network.read(ids[:60], memory)
