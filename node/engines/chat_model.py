@@ -6,9 +6,8 @@ Rule: a control token comes from the chat template alone; whatever a text holds 
 from __future__ import annotations
 
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,10 @@ from jinja2 import TemplateError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from node.engines.batched_network import BatchedNetwork, short_window
 from node.engines.devices import choose_device, describe_device
+from node.engines.network_choice import choose_network
 from node.engines.networks import Network, fastest_arithmetic, fewest_threads
 from node.engines.packed_network import PackedNetwork
-from node.engines.plain_network import PlainNetwork
 from node.engines.port import EngineError, check_roles
 from node.engines.threads import ThreadChoice
 from protocol.errors import ErrorCode
@@ -32,13 +30,6 @@ from protocol.messages import ChatRequest, Device
 
 DTYPES = {"packed": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SMALL_BYTES = 8 * 2**20  # of weights: they stay in the processor's cache, so fewer bits would save nothing
-# How far apart two networks' logits may be, see `_apart`. Measured with tiny random models: what is right is 0.000002
-# apart in fp32 and 0.01 in half precision, its usual rounding; wrong by a position or a token of padding, 0.001 to 1.
-APART = 0.14  # products of another kind in half precision: a cosine of 0.99
-EXACT = 0.0001  # the same products in fp32
-ROUNDED = 0.02  # the same products in half precision, or
-TIMES_ROUNDING = 4  # what the model's own rounding makes of the same tokens in other parts, where that is more
-FEWEST_TRIED = 8
 MANY_ANSWERS = 8  # for which the threads of several answers at once are measured at the start
 
 
@@ -68,7 +59,7 @@ class ChatModel:
         self.context_tokens = int(getattr(model.config, "max_position_embeddings", 2_048))
         self.vocabulary = int(model.config.vocab_size)
         self.stop_tokens = _stop_tokens(model, self.tokenizer)
-        self.network: Network = _network(model, arithmetic)
+        self.network: Network = choose_network(model, arithmetic)
         added = self.tokenizer.added_tokens_decoder.items()
         self._control = frozenset(token for token, about in added if about.special) | self.stop_tokens
         self._threads = torch.get_num_threads()
@@ -183,72 +174,6 @@ def _choose_arithmetic(device: torch.device, folder: Path) -> str:
     fastest = fastest_arithmetic()
     config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     return "bf16" if fastest == "packed" and not PackedNetwork.suits(config) else fastest
-
-
-def _network(model: Any, arithmetic: str) -> Network:
-    """The one that answers many at once, where it can. What no test can try for every model has to prove itself first:
-    a card's arithmetic, and any architecture that is computed together by transformers' own modules."""
-    plain = PlainNetwork(model)
-    if PackedNetwork.suits(model.config):
-        if model.device.type == "cpu":
-            return PackedNetwork(model, arithmetic)
-        return _proven(lambda: PackedNetwork(model, arithmetic), plain, APART)
-    if not BatchedNetwork.suits(model):
-        return plain
-    window = short_window(model)
-    most = EXACT if model.dtype == torch.float32 else None
-    return _proven(lambda: BatchedNetwork(model), plain, most, window)
-
-
-def _proven(make: Callable[[], Network], plain: Network, most: float | None, window: int = 0) -> Network:
-    try:
-        together = make()
-        if alike(together, plain, most, window):
-            return together
-        why = "together they would differ"
-    except Exception as error:
-        why = type(error).__name__
-    print(f"answers are computed one by one: {why}", file=sys.stderr, flush=True)
-    return plain
-
-
-def alike(one: Network, other: Network, most: float | None = APART, window: int = 0) -> bool:
-    """True if two networks have the same opinion of some tokens: of answers of different lengths, one of which joins
-    late, some longer than the model's `window`. `most`: how far apart; None for what the other's rounding allows."""
-    (found, _), (expected, rounding) = _opinions(one, window), _opinions(other, window)
-    allowed = min(APART, max(ROUNDED, TIMES_ROUNDING * rounding)) if most is None else most
-    return _apart(found, expected) <= allowed  # which is False for what is no number, too
-
-
-def _opinions(network: Network, window: int) -> tuple[torch.Tensor, float]:
-    """(written tokens, vocabulary), and how far the last ones are from the same answers read at once."""
-    told = [[(7 * place + 11 * row) % 29 + 1 for place in range(length)] for row, length in _lengths(window)]
-    memories = [network.new_memory() for _ in told]
-    for memory, ids in zip(memories, told, strict=True):
-        network.read(ids[:-1], memory)
-        network.read(ids[-1:], memory)
-    opinions = []
-    for count in (2, 3, 3):
-        for row in range(count):
-            told[row].append((5 * len(told[row]) + row) % 29 + 1)
-        opinions.append(network.write([ids[-1] for ids in told[:count]], memories[:count]).float())
-    at_once = [network.new_memory() for _ in told]
-    read = torch.stack([network.read(ids, memory) for ids, memory in zip(told, at_once, strict=True)]).float()
-    for memory in memories + at_once:
-        network.free(memory)
-    return torch.cat(opinions), _apart(read, opinions[-1])
-
-
-def _lengths(window: int) -> Iterator[tuple[int, int]]:
-    """Of short, nearly and more than a window's answers."""
-    window = max(window, FEWEST_TRIED)
-    return enumerate((3, window - 1, window + 5))
-
-
-def _apart(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The largest distance of two rows of logits, measured by how much the expected ones differ among each other."""
-    spread = expected - expected.mean(-1, keepdim=True)
-    return float(((found - expected).norm(dim=-1) / spread.norm(dim=-1)).max())
 
 
 def _stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -112,8 +112,8 @@ class PackedNetwork:
         self._turns = self._turn_table(1_024)
         self._recorder: Recorder | None = None
 
-    def record(self, recorder: Recorder) -> None:
-        """Play recorded steps from now on."""
+    def record(self, recorder: Recorder | None) -> None:
+        """Play recorded steps from now on, or no more."""
         self._recorder = recorder
 
     # --- memory --------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from node.engines import tables
 from node.engines.batched_network import BatchedNetwork, short_window
-from node.engines.chat_model import EXACT, ChatModel, _network, alike
+from node.engines.chat_model import ChatModel
+from node.engines.network_choice import EXACT, alike, choose_network, proven_together
 from node.engines.plain_network import PlainNetwork
 from node.engines.port import EngineError, Finished, Piece
 from node.engines.prefix_cache import PART_TOKENS
@@ -140,7 +141,7 @@ def small_classes(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", SUITED)
 def test_answers_together_have_the_logits_that_transformers_gives_each_alone(name: str) -> None:
     model = made(*SUITED[name])
-    network = _network(model, "fp32")
+    network = proven_together(model, PlainNetwork(model))
     assert isinstance(network, BatchedNetwork)  # it has proved itself
     told = [random_ids(length + STEPS, length) for length in LENGTHS]
     memories = [network.new_memory() for _ in LENGTHS]
@@ -186,8 +187,8 @@ def test_what_cannot_prove_itself_is_computed_one_by_one(capsys: pytest.CaptureF
     """RoBERTa's modules take positions but count them from another number when they get none."""
     model = made("RobertaConfig", SMALL | {"is_decoder": True})
     assert BatchedNetwork.suits(model)
-    assert isinstance(_network(model, "fp32"), PlainNetwork)
-    assert capsys.readouterr().err == "answers are computed one by one: together they would differ\n"
+    assert isinstance(choose_network(model, "fp32"), PlainNetwork)
+    assert "a faster arithmetic is not used: it differs from transformers\n" in capsys.readouterr().err
 
 
 def test_what_raises_when_tried_is_computed_one_by_one(
@@ -197,8 +198,8 @@ def test_what_raises_when_tried_is_computed_one_by_one(
         raise ValueError("no")
 
     monkeypatch.setattr(BatchedNetwork, "write", failing)
-    assert isinstance(_network(model, "fp32"), PlainNetwork)
-    assert capsys.readouterr().err == "answers are computed one by one: ValueError\n"
+    assert isinstance(choose_network(model, "fp32"), PlainNetwork)
+    assert capsys.readouterr().err == ("a faster arithmetic is not used: ValueError\nanswers are computed one by one\n")
 
 
 # --- the proof --------------------------------------------------------------------------------------------
@@ -419,7 +420,7 @@ def test_what_is_no_number_in_one_answer_spoils_no_later_one(model: Any, network
 # --- a model in a folder ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=["gpt2", "qwen2"])
+@pytest.fixture(scope="module", params=["gpt2", "mixtral"])
 def chat(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
     """Random logits with a spread that makes ties unlikely, and letters alone are ever chosen."""
     folder = tmp_path_factory.mktemp("models") / request.param

@@ -23,7 +23,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from node.engines.chat_model import ChatModel, alike
+from node.engines.chat_model import ChatModel
+from node.engines.network_choice import alike
 from node.engines.networks import Network, fastest_arithmetic
 from node.engines.packed_network import BEST_TOKENS, PackedNetwork
 from node.engines.plain_network import PlainNetwork

@@ -14,7 +14,9 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from node.engines import recorded_steps
+from node.engines.network_choice import record as recorded_if_right
 from node.engines.packed_network import PackedNetwork
+from node.engines.plain_network import PlainNetwork
 from node.engines.recorded_steps import SEEN_BEFORE, Played, Recorder, Step, Tensors
 from tests.node.test_engine_networks import likeness, llama, logits, random_ids
 
@@ -164,3 +166,34 @@ def test_a_step_that_looks_at_a_value_cannot_be_recorded(tracing: Tracing) -> No
 
     with pytest.raises(Exception, match=r"data-dependent|item"):
         tracing(step, [torch.ones(3)])
+
+
+# --- at the start of a model on a card -------------------------------------------------------------------
+
+
+def test_what_is_recorded_right_is_kept(tracing: Tracing, capsys: pytest.CaptureFixture[str]) -> None:
+    model = llama(num_hidden_layers=1)
+    network = PackedNetwork(model, "bf16")
+    recorded_if_right(network, PlainNetwork(model), lambda: tracing)
+    assert network._recorder is not None and tracing.steps == 2 and tracing.played >= 4
+    assert not capsys.readouterr().err and network.memories == 0
+
+
+def test_what_is_played_wrong_is_not_used(capsys: pytest.CaptureFixture[str]) -> None:
+    def frozen(step: Step, inputs: Tensors) -> Played:
+        """Plays the result of its first inputs, as a recording does in which a number of Python's was frozen."""
+        result = step(*inputs)
+        return lambda inputs: result
+
+    model = llama(num_hidden_layers=1)
+    network = PackedNetwork(model, "bf16")
+    recorded_if_right(network, PlainNetwork(model), lambda: frozen)
+    assert network._recorder is None
+    assert capsys.readouterr().err == "steps are not recorded: played they would differ\n"
+
+
+def test_a_machine_that_cannot_record_goes_on_without(capsys: pytest.CaptureFixture[str]) -> None:
+    model = llama(num_hidden_layers=1)
+    network = PackedNetwork(model, "bf16")
+    recorded_if_right(network, PlainNetwork(model), torch.cuda.graph_pool_handle)  # type: ignore[arg-type]
+    assert network._recorder is None and "steps are not recorded: " in capsys.readouterr().err
