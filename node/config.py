@@ -81,7 +81,7 @@ class RealmSection(Section):
         0, ge=0, le=1 << 24, description="Longest conversation in tokens; 0 is the model's, or as long as fits."
     )
     pinned: bool = Field(False, description="Stays loaded when another model needs its room.")
-    arithmetic: Literal["auto", "packed", "bf16", "fp32"] = Field(
+    arithmetic: Literal["auto", "packed", "packed-fp32", "bf16", "fp32"] = Field(
         "auto", description="On a CPU; auto measures which is fast. Workers with the same one give the same words."
     )
     max_tokens: int = Field(

@@ -26,7 +26,7 @@ PREFIX_CACHE = 256 * MIB  # of beginnings of conversations, as node.engines.torc
 LONGEST_UNSAID = 8_192  # the context that is kept free where neither the operator nor the model sets one
 CPU_ENGINES = frozenset({"vision-composed", "voice"})  # small, and not worth a card
 UNKNOWN_CAPABILITY = 75  # a card that does not say: two-byte numbers all the same
-NUMBER_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "packed": 2}
+NUMBER_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "packed": 2, "packed-fp32": 4}
 PICTURE_SIDE = 512  # pixels, where a pipeline does not say
 WHISPER_SECONDS_FRAMES = 1_500  # positions of the encoder: half a minute of sound
 

@@ -6,6 +6,9 @@ import signal
 import pytest
 from hypothesis import settings
 
+# Two files are tested at a time, and what computes in several threads must not turn in loops while it waits.
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
 settings.register_profile("mtor", deadline=None)  # a busy machine must not fail a test
 settings.load_profile("mtor")
 

@@ -28,7 +28,14 @@ from node.engines.threads import ThreadChoice
 from protocol.errors import ErrorCode
 from protocol.messages import ChatRequest, Device
 
-DTYPES = {"packed": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPES = {
+    "packed": torch.bfloat16,
+    "packed-fp32": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+}
+WITHOUT_PACKING = {"packed": "bf16", "packed-fp32": "fp32"}
 SMALL_BYTES = 8 * 2**20  # of weights: they stay in the processor's cache, so fewer bits would save nothing
 MANY_ANSWERS = 8  # for which the threads of several answers at once are measured at the start
 
@@ -45,7 +52,7 @@ class ChatModel:
     """A loaded model and its tokenizer."""
 
     def __init__(self, folder: Path, device: str, threads: int, arithmetic: str = "auto") -> None:
-        """`arithmetic` is "packed", "bf16" or "fp32" on a CPU; "auto" measures which is fast."""
+        """`arithmetic` is "packed", "packed-fp32", "bf16" or "fp32" on a CPU; "auto" measures which is fast."""
         disable_progress_bar()  # type: ignore[no-untyped-call]
         if threads:
             torch.set_num_threads(threads)
@@ -173,7 +180,7 @@ def _choose_arithmetic(device: torch.device, folder: Path) -> str:
         return "fp32"
     fastest = fastest_arithmetic()
     config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    return "bf16" if fastest == "packed" and not PackedNetwork.suits(config) else fastest
+    return fastest if PackedNetwork.suits(config) else WITHOUT_PACKING.get(fastest, fastest)
 
 
 def _stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

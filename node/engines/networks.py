@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch.nn import functional
 
-from node.engines.products import in_eight_bits
+from node.engines.products import in_eight_bits, in_half_precision
 
+PROMPT_TOKENS = 64  # for which the arithmetic of prompts is measured
 NEARLY = 1.1  # of the fastest step
 
 
@@ -49,16 +50,22 @@ class Network(Protocol):
 
 
 def fastest_arithmetic() -> str:
-    """ "packed", "bf16" or "fp32": measured, because a CPU without the instructions is ten times slower with some."""
-    state = torch.ones(1, 1_024)
-    single = torch.ones(4_096, 1_024)
-    half, halved = state.bfloat16(), single.bfloat16()
-    eight = in_eight_bits(single)
-    candidates: dict[str, Callable[[], torch.Tensor]] = {
-        "packed": lambda: eight(half),
-        "bf16": lambda: functional.linear(half, halved),
-        "fp32": lambda: functional.linear(state, single),
-    }
+    """ "packed", "packed-fp32", "bf16" or "fp32": measured, because a CPU without the instructions is ten times slower
+    with some. Prompts and attention decide between bf16 and fp32, single tokens whether the weights are packed."""
+    single, prompt = torch.ones(4_096, 1_024), torch.ones(PROMPT_TOKENS, 1_024)
+    halved = in_half_precision(single)
+    half_wins = fastest({"half": lambda: halved(prompt.bfloat16()), "full": lambda: functional.linear(prompt, single)})
+    state, eight = torch.ones(1, 1_024), in_eight_bits(single)
+    if half_wins == "half":
+        half = state.bfloat16()
+        return fastest({"packed": lambda: eight(half), "bf16": lambda: halved(half)})
+    return fastest(
+        {"packed-fp32": lambda: eight(state.bfloat16()).float(), "fp32": lambda: functional.linear(state, single)}
+    )
+
+
+def fastest(candidates: Mapping[str, Callable[[], torch.Tensor]]) -> str:
+    """The name of what takes least, each at its best."""
     return min(candidates, key=lambda name: min(seconds(candidates[name])))
 
 

@@ -16,13 +16,26 @@ import torch
 from torch.nn import functional
 
 from node.engines.networks import seconds
-from node.engines.products import Product, as_it_is, in_full, in_half_precision, packed
+from node.engines.products import Product, as_it_is, in_full, in_half_precision, packed, packed_between_full
 from node.engines.recorded_steps import Recorder
 from node.engines.shelves import Row, Saved, Shape, Shelf, Shelves
 
-MOST_SECOND_COPY_BYTES = 2 * 2**30  # of the weights in bf16, for prompts and for several answers at once
-PRODUCTS = {"packed": packed, "bf16": in_half_precision, "fp16": as_it_is, "fp32": in_full}
-DTYPES = {"packed": torch.bfloat16, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+MOST_SECOND_COPY_BYTES = 2 * 2**30  # of the weights, for prompts and for several answers at once
+PRODUCTS = {
+    "packed": packed,
+    "packed-fp32": packed_between_full,
+    "bf16": in_half_precision,
+    "fp16": as_it_is,
+    "fp32": in_full,
+}
+DTYPES = {  # of everything but the weights
+    "packed": torch.bfloat16,
+    "packed-fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+}
+SECOND_COPIES = {"packed": in_half_precision, "packed-fp32": in_full}
 LIKE_LLAMA = {"llama", "mistral", "qwen2", "qwen3"}  # biases, and norms of each head, are taken where they are
 STATIC_TURNS = {"default", "linear", "llama3", "yarn"}  # rotary embeddings that do not depend on the prompt's length
 SMALL_TOKENS = 512  # of one answer, for which products in fp32 are faster, the conversion included
@@ -92,7 +105,7 @@ class PackedNetwork:
         return bool(known and not _has_window(config))
 
     def __init__(self, model: Any, arithmetic: str = "packed") -> None:
-        """`arithmetic` is "packed" or "fp32" on a CPU, "bf16" anywhere, "fp16" on a card."""
+        """`arithmetic` is "packed", "packed-fp32" or "fp32" on a CPU, "bf16" anywhere, "fp16" on a card."""
         config, inner = model.config, model.model
         self._heads, self._pairs = config.num_attention_heads, config.num_key_value_heads
         self._head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -104,8 +117,9 @@ class PackedNetwork:
         self._dtype, self._device = DTYPES[arithmetic], self._embedding.device
         self._many = self._one = _weights(model, PRODUCTS[arithmetic])
         self.many_from = 1  # so many tokens at once take the second copy; see `measure`
-        if arithmetic == "packed" and sum(part.numel() for part in model.parameters()) * 2 <= MOST_SECOND_COPY_BYTES:
-            self._many, self.many_from = _weights(model, in_half_precision), TRIED_ANSWERS[-1]
+        bytes_of_a_copy = sum(part.numel() for part in model.parameters()) * self._dtype.itemsize
+        if arithmetic in SECOND_COPIES and bytes_of_a_copy <= MOST_SECOND_COPY_BYTES:
+            self._many, self.many_from = _weights(model, SECOND_COPIES[arithmetic]), TRIED_ANSWERS[-1]
         shape = Shape(len(inner.layers), self._pairs, self._head, self._dtype, self._device)
         self._shelves = Shelves(shape)
         self.token_bytes = shape.token_bytes
@@ -356,7 +370,7 @@ def _as_it_came(model: Any, arithmetic: str) -> torch.Tensor | None:
     """The last matrix (vocabulary, hidden) in half precision, where it lies in memory anyway."""
     last: torch.Tensor = model.lm_head.weight.detach()
     tied = last.data_ptr() == model.model.embed_tokens.weight.data_ptr()
-    return last if arithmetic in ("bf16", "fp16") or (arithmetic == "packed" and tied) else None
+    return last if arithmetic in ("bf16", "fp16") or (arithmetic in SECOND_COPIES and tied) else None
 
 
 def _weights(model: Any, make: Callable[[torch.Tensor], Product]) -> _Weights:

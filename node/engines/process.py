@@ -54,6 +54,10 @@ LEAST_PATIENCE_SECONDS = 30.0
 PATIENCE = 30  # times the longest silence that ended well
 HANG_SECONDS = 60.0  # without a sign of life while there is work; one step (a token, 256 of a prompt) is far shorter
 LOAD_SECONDS = 900.0  # the largest models from a slow disk
+FIXED = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+# A thread that waits for the others of its step gives its core away after some microseconds. Left to itself it turns in
+# a loop, and where something else wants the core too, a step takes ten times as long.
+SHORT_WAITS = {"GOMP_SPINCOUNT": "3000"}
 SPEED_MEMORY = 0.3  # weight of the newest answer in the measured speed
 
 
@@ -336,7 +340,7 @@ class ProcessEngine:
 
     async def _one_life(self, task_status: TaskStatus[None]) -> None:
         seat = self._seat
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **seat.environment}
+        environment = {**SHORT_WAITS, **os.environ, **FIXED, **seat.environment}
         with trio.CancelScope(shield=True):  # a process that is started is known here
             process = await trio.lowlevel.open_process(
                 self._command(seat),

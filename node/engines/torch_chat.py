@@ -7,6 +7,7 @@ answer costs no other. Never more tokens than granted. Knows nothing of pipes or
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -23,6 +24,8 @@ from protocol.messages import ChatRequest
 
 PROMPT_TOKENS = 256  # of a prompt at a time: short enough that a cancel is heard, long enough to be efficient
 PROMPT_TOKENS_BESIDE = 64  # while others wait for their next token
+FEWEST_PROMPT_TOKENS = 16
+PART_SECONDS = 0.5  # that a part of a prompt should take at most, by what the last ones took
 PREFIX_CACHE_BYTES = 256 * 2**20
 
 KeyedEvents = list[tuple[int, EngineEvent | EngineError]]
@@ -111,6 +114,7 @@ class ChatBatch:
         self._prefixes = PrefixCache(prefix_cache_bytes, model.network.token_bytes * PART_TOKENS)
         self._read_last = False  # the last step was a part of a prompt
         self._last_reader = -1
+        self._token_seconds = 0.0  # that a prompt's token took of late
 
     @property
     def runnable(self) -> bool:
@@ -157,7 +161,15 @@ class ChatBatch:
         return chosen
 
     def _read(self, key: int, seq: Sequence, *, beside: bool) -> KeyedEvents:
-        return self._guarded(key, self._read_part(seq, PROMPT_TOKENS_BESIDE if beside else PROMPT_TOKENS))
+        return self._guarded(
+            key, self._read_part(seq, self._part_tokens(PROMPT_TOKENS_BESIDE if beside else PROMPT_TOKENS))
+        )
+
+    def _part_tokens(self, most: int) -> int:
+        """On a slow machine less, so that cancels are heard and others get their turn."""
+        if self._token_seconds * most <= PART_SECONDS:
+            return most
+        return max(FEWEST_PROMPT_TOKENS, int(PART_SECONDS / self._token_seconds))
 
     def _read_part(self, seq: Sequence, tokens: int) -> Iterator[EngineEvent]:
         if not seq.read:
@@ -165,7 +177,10 @@ class ChatBatch:
             self._model.network.restore(seq.memory, parts) if parts else None
             seq.read = len(parts) * PART_TOKENS
         part = seq.prompt[seq.read : seq.read + tokens]
+        began = time.perf_counter()
         seq.logits = self._model.read(part, seq.memory)
+        if len(part) >= FEWEST_PROMPT_TOKENS:
+            self._token_seconds = (time.perf_counter() - began) / len(part)
         seq.read += len(part)
         if not seq.reading:
             self._keep(seq)

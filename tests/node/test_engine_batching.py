@@ -17,7 +17,7 @@ from node.engines.prefix_cache import PART_TOKENS
 from node.engines.requests import chat_request
 from node.engines.shelves import KEPT_BYTES
 from node.engines.tiny import CONTEXT_TOKENS, make_tiny_model
-from node.engines.torch_chat import PROMPT_TOKENS_BESIDE, ChatBatch, ChatModel
+from node.engines.torch_chat import FEWEST_PROMPT_TOKENS, PROMPT_TOKENS, PROMPT_TOKENS_BESIDE, ChatBatch, ChatModel
 from protocol.errors import ErrorCode
 from protocol.messages import ChatRequest
 
@@ -306,3 +306,25 @@ def test_a_continued_answer_finds_its_own_tokens(tiny: ChatModel) -> None:
     batch.grant(1, 12)
     whole = alone(tiny, dataclasses.replace(request, max_tokens=24))
     assert first + text(run(batch)[1]) == whole
+
+
+def test_parts_of_a_prompt_are_short_where_the_machine_is_slow(
+    tiny: ChatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock of which each token of a prompt takes a tenth of a second."""
+    now = [0.0]
+    parts: list[int] = []
+    read = tiny.network.read
+
+    def slowly(ids: list[int], memory: Any) -> torch.Tensor:
+        parts.append(len(ids))
+        now[0] += 0.1 * len(ids)
+        return read(ids, memory)
+
+    monkeypatch.setattr(tiny.network, "read", slowly)
+    monkeypatch.setattr("node.engines.torch_chat.time.perf_counter", lambda: now[0])
+    batch = ChatBatch(tiny, 1, 0)
+    batch.begin(1, chat_request("a " * 200, max_tokens=1), "")
+    while batch.runnable:
+        batch.step()
+    assert parts[0] == PROMPT_TOKENS and set(parts[1:-1]) == {FEWEST_PROMPT_TOKENS} and len(parts) > 8

@@ -134,7 +134,9 @@ def test_relatives_of_llama_too(name: str) -> None:
     assert likeness(logits(PackedNetwork(model.bfloat16()), ids, [TOKENS]), exact) > 0.98
 
 
-@pytest.mark.parametrize(("arithmetic", "least"), [("fp32", 0.999_99), ("bf16", 0.99), ("packed", 0.99)])
+@pytest.mark.parametrize(
+    ("arithmetic", "least"), [("fp32", 0.999_99), ("bf16", 0.99), ("packed", 0.99), ("packed-fp32", 0.99)]
+)
 def test_tokens_one_by_one_or_in_parts_or_at_once_are_the_same(arithmetic: str, least: float) -> None:
     """Random weights make large scores, and packed ones that are no 4-bit ones two kinds of product; hence the 0.99."""
     network = PackedNetwork(llama(), arithmetic)
@@ -336,7 +338,36 @@ def test_other_architectures_answer_several_too(config: Any) -> None:
 
 
 def test_this_machine_is_measured() -> None:
-    assert fastest_arithmetic() in ("packed", "bf16", "fp32")
+    assert fastest_arithmetic() in ("packed", "packed-fp32", "bf16", "fp32")
+
+
+def test_the_arithmetic_of_prompts_decides_what_surrounds_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor without bf16's instructions gets bf16 nowhere but inside of the packed product, however fast that is
+    for one token: a prompt would take ten times as long."""
+    asked: list[set[str]] = []
+
+    def slow_halves(candidates: dict[str, Any]) -> str:
+        asked.append(set(candidates))
+        return "full" if "full" in candidates else min(candidates)
+
+    monkeypatch.setattr("node.engines.networks.fastest", slow_halves)
+    assert fastest_arithmetic() == "fp32" and asked[1] == {"packed-fp32", "fp32"}
+    monkeypatch.setattr("node.engines.networks.fastest", lambda candidates: next(iter(candidates)))
+    assert fastest_arithmetic() == "packed"
+
+
+def test_packed_weights_between_full_numbers() -> None:
+    model = llama()
+    ids = random_ids(40, 9)
+    network = PackedNetwork(model, "packed-fp32")
+    exact = logits(PlainNetwork(model.float()), ids, [40])
+    for many_from in (1, 1_000):  # both copies of the weights
+        network.many_from = many_from
+        assert likeness(logits(network, ids, [38, 1, 1]), exact) > 0.99
+    memory = network.new_memory()
+    network.read(ids, memory)
+    assert memory.shelf is not None and memory.shelf.keys.dtype == torch.float32
+    assert network._many is not network._one
 
 
 @pytest.mark.model
