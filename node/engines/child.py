@@ -28,6 +28,8 @@ from protocol.codec import decode
 from protocol.framing import FrameReader, frame
 from protocol.messages import NUMBERS
 
+MOST_REASON = 4_096  # characters
+
 
 class Pipe:
     """Frames to the parent."""
@@ -97,6 +99,11 @@ def _event_frame(key: int, event: BatchEvent) -> tuple[Any, ...]:
     return (EVENT_NAMES[type(event)], key, *astuple(event))
 
 
+def _reason(error: Exception) -> str:
+    """In characters that a frame can carry, and no more than it may: torch lists every tensor that it misses."""
+    return f"{type(error).__name__}: {error}"[:MOST_REASON].encode(errors="replace").decode()
+
+
 def _read_commands(stream: BinaryIO, commands: queue.Queue[list[Any]]) -> None:
     """Frames from the parent into the queue; the end of the pipe ends the process at once."""
     reader = FrameReader(PIPE_FRAME_BYTES)
@@ -117,7 +124,7 @@ def main(engine: str, folder: str, device: str, threads: str, slots: str, option
     try:
         batch = load_batch(engine, Path(folder), device, int(threads), int(slots), json.loads(options))
     except Exception as error:
-        pipe.send("broken", f"{type(error).__name__}: {error}")
+        pipe.send("broken", _reason(error))
         raise SystemExit(1) from error
     facts = batch.facts
     numbers = [NUMBERS[request] for request in facts.requests]

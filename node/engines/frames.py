@@ -1,21 +1,35 @@
 """What an engine's process says, read with suspicion.
 
-Rule: a model's process may be in any state: whatever it sends is an event within the wire's limits, or `Malformed`,
-which costs that process its life and the node nothing.
+Rule: a model's process may be in any state: whatever it sends is an event, or a word of its own start, within the
+wire's limits, or `Malformed`, which costs that process its life and the node nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgpack
 
 from node.engines.port import EVENT_NAMES, Data, EngineError, EngineEvent, Finished, Piece, Prompted, Step
 from protocol.errors import ErrorCode, Malformed
-from protocol.params import MAX_CHUNK_BYTES, MAX_INTEGER
+from protocol.messages import NUMBERS, Device
+from protocol.params import MAX_CHUNK_BYTES, MAX_INTEGER, MAX_NAME_BYTES, MAX_OUTPUT_TOKENS, MAX_REQUEST_KINDS
+from protocol.requests import KINDS
 
 FINISHES = ("stop", "length", "cancelled")
+REQUEST_NUMBERS = frozenset(NUMBERS[kind] for kind in KINDS)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedFrame:
+    """What a process says of the model that it has loaded. Fits into an offer."""
+
+    context_tokens: int
+    device: Device
+    memory_mib: int
+    requests: tuple[int, ...]  # message numbers
 
 
 def read_frame(payload: bytes) -> tuple[str, list[Any]]:
@@ -44,6 +58,48 @@ def read_event(name: str, values: list[Any]) -> tuple[int, EngineEvent | EngineE
     return key, event
 
 
+def read_loaded(values: list[Any]) -> LoadedFrame:
+    """The one word of a process that can begin to answer. Raises `Malformed`."""
+    context, device, memory_mib, requests = _fields("loaded", values, 4)
+    tokens = _count(context, 16 * MAX_OUTPUT_TOKENS)  # as an offer's
+    return LoadedFrame(tokens, _device(device), _count(memory_mib), _requests(requests))
+
+
+def read_broken(values: list[Any]) -> str:
+    """Why a process cannot load its model. Raises `Malformed`."""
+    (why,) = _fields("broken", values, 1)
+    return _text(why, MAX_CHUNK_BYTES)
+
+
+def _device(value: Any) -> Device:
+    """The bounds are those of an offer's device."""
+    kind, name, vram_mib, capability, free_mib, driver = _fields("device", value, 6)
+    if kind == "":
+        raise Malformed("a device is of some kind")
+    return Device(
+        _text(kind, 16),
+        _text(name, MAX_NAME_BYTES),
+        _count(vram_mib),
+        _count(capability, 1_000),
+        _count(free_mib),
+        _text(driver, 32),
+    )
+
+
+def _requests(value: Any) -> tuple[int, ...]:
+    if type(value) is not list or not 1 <= len(value) <= MAX_REQUEST_KINDS:
+        raise Malformed(f"a model answers 1 to {MAX_REQUEST_KINDS} kinds of request")
+    if any(type(number) is not int or number not in REQUEST_NUMBERS for number in value):
+        raise Malformed("a model answers requests that nobody knows")
+    return tuple(value)
+
+
+def _fields(what: str, values: Any, count: int) -> list[Any]:
+    if type(values) is not list or len(values) != count:
+        raise Malformed(f"a {what} frame has other fields")
+    return values
+
+
 def _prompted(units_in: Any) -> Prompted:
     return Prompted(_count(units_in))
 
@@ -69,12 +125,12 @@ def _finished(finish: Any, units_in: Any, units_out: Any) -> Finished:
 
 
 def _failed(code: Any, message: Any) -> EngineError:
-    return EngineError(ErrorCode(code), _text(message, MAX_CHUNK_BYTES))
+    return EngineError(ErrorCode(_count(code)), _text(message, MAX_CHUNK_BYTES))
 
 
-def _count(value: Any) -> int:
-    if type(value) is not int or not 0 <= value <= MAX_INTEGER:
-        raise Malformed("a count is a number from 0")
+def _count(value: Any, most: int = MAX_INTEGER) -> int:
+    if type(value) is not int or not 0 <= value <= most:
+        raise Malformed(f"a count is a number from 0 to {most}")
     return value
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 import trio
 
-from node.engines.frames import read_event, read_frame
+from node.engines.frames import LoadedFrame, read_broken, read_event, read_frame, read_loaded
 from node.engines.port import (
     PIPE_FRAME_BYTES,
     Data,
@@ -385,25 +385,25 @@ class ProcessEngine:
             raise EngineStartError(f"the engine of {self._model.name} ended before it was loaded; see the log")
 
     def _take(self, child: _Child, name: str, values: list[Any], task_status: TaskStatus[None]) -> None:
+        if name in ("loaded", "broken") and child.loaded:
+            raise Malformed(f"a {name} frame of a process that is loaded")
         if name == "loaded":
-            try:
-                self._loaded(child, *values)
-            except TypeError:
-                raise Malformed("a loaded frame has other fields") from None
+            self._loaded(child, read_loaded(values))
             task_status.started()
         if name == "broken":
+            why = read_broken(values)
             if self._must_load(child):
-                raise EngineStartError(f"{self._model.name} cannot be loaded: {values[0]}")
-            log.error("%s cannot be loaded again: %s", self._model.name, values[0])
+                raise EngineStartError(f"{self._model.name} cannot be loaded: {why}")
+            log.error("%s cannot be loaded again: %s", self._model.name, why)
         keyed = read_event(name, values)
         generation = child.generations.get(keyed[0]) if keyed is not None else None
         if generation is not None and keyed is not None:
             self._note(child, generation, keyed[1])
             generation.send.send_nowait(keyed[1])
 
-    def _loaded(self, child: _Child, context: int, device: list[Any], mib: int, requests: list[int]) -> None:
-        about = self._seat.declared or Device(*device)
-        self._info = ModelInfo(self._model.name, self._model.digest, context, about, mib, tuple(requests))
+    def _loaded(self, child: _Child, said: LoadedFrame) -> None:
+        about, model = self._seat.declared or said.device, self._model
+        self._info = ModelInfo(model.name, model.digest, said.context_tokens, about, said.memory_mib, said.requests)
         self._child = child
         child.loaded = True
         if self._resuming is not None:

@@ -211,7 +211,8 @@ GARBAGE = """
 import sys, msgpack
 from protocol.framing import frame
 def say(*parts): sys.stdout.buffer.write(frame(msgpack.packb(parts))); sys.stdout.buffer.flush()
-say("loaded", 512, ["cpu", "fake", 0, 0, 0, ""], 1, [32])
+GOOD = ("loaded", 512, ["cpu", "fake", 0, 0, 0, ""], 1, [32])
+say(*GOOD)
 sys.stdin.buffer.read(1)
 {said}
 import time; time.sleep(60)
@@ -231,6 +232,10 @@ import time; time.sleep(60)
         "say('finished', 1, 'whatever', 1, 1)",
         "say('failed', 1, 9_999, 'no such code')",
         "say(7)",
+        "say('broken')",
+        "say('broken', 'the model, after it was loaded')",
+        "say(*GOOD)",
+        "say('loaded', 'x', ['cuda', 5, {}, None], 'y', ['z'])",
         "sys.stdout.buffer.write(b'\\xff' * 64); sys.stdout.buffer.flush()",
     ],
 )
@@ -244,3 +249,55 @@ async def test_a_child_that_speaks_garbage_is_ended_and_costs_its_queries_alone(
         assert failed.value.code is ErrorCode.ENGINE_FAILED
         await until_ready(engine)
         assert engine.pid != first
+
+
+SECOND_LIFE = """
+import sys, msgpack
+from pathlib import Path
+from protocol.framing import frame
+def say(*parts): sys.stdout.buffer.write(frame(msgpack.packb(parts))); sys.stdout.buffer.flush()
+lives = Path({lives!r})
+lives.write_text(lives.read_text() + "x" if lives.exists() else "x")
+if lives.read_text() == "xx":
+    {said}
+else:
+    say("loaded", 512, ["cpu", "fake", 0, 0, 0, ""], 1, [32])
+    sys.stdin.buffer.read(1)
+    if lives.read_text() == "x":
+        sys.exit(1)
+    say("prompted", 1, 5)
+    say("finished", 2, "stop", 5, 1)
+import time; time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "say('broken')",
+        "say('broken', {'why': 7})",
+        "say('loaded')",
+        "say('loaded', 'x', ['cuda', 5, {}, None], 'y', ['z'])",
+        "say('loaded', 512, 7, 1, [32])",
+        "say('loaded', 512, ['cpu', 'fake', 0, 0, 0, ''], 1, None)",
+    ],
+)
+async def test_a_child_that_garbles_its_start_is_started_again(tiny: ModelFolder, tmp_path: Path, said: str) -> None:
+    engine = small(tiny)
+    program = SECOND_LIFE.format(lives=str(tmp_path / "lives"), said=said)
+    engine._command = lambda seat: [sys.executable, "-c", program]  # type: ignore[method-assign]
+    async with running(engine):
+        known = engine.info
+        with pytest.raises(EngineError):
+            await count(engine)
+        await until_ready(engine)
+        assert engine.info == known and engine.stats().restarts == 2
+        assert await count(engine) == 1
+
+
+async def test_a_first_start_that_is_garbled_is_an_error_with_a_name(tiny: ModelFolder) -> None:
+    engine = small(tiny)
+    program = GARBAGE.replace("say(*GOOD)", "say('loaded', 512, ['cpu'], 1, [32])").format(said="")
+    engine._command = lambda seat: [sys.executable, "-c", program]  # type: ignore[method-assign]
+    with pytest.raises(EngineStartError, match="ended before it was loaded"), trio.fail_after(30):
+        await engine.run()
