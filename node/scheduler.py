@@ -2,9 +2,9 @@
 
 Rule: the queue of each model is bounded, paid queries go before free ones, and among equals the requester with
 the fewest queries running goes first, so that nobody's burst starves another. What cannot be served is refused early,
-with the time to come back: when the queue is full, and when a query's turn would come after its time is up. A paid
-query finds room in a queue that free ones have filled. The owner of slots and queue; it knows nothing of streams or
-tokens.
+with the time to come back: when the queue is full, and when a query's turn would come after its time is up. That time
+is what whole answers took, or what the running ones have taken already if that is more. A paid query finds room in a
+queue that free ones have filled. The owner of slots and queue; it knows nothing of streams or tokens.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Ticket:
     moved: trio.Event = field(default_factory=trio.Event)
     admitted_at: float = 0.0
     evicted: Refused | None = None  # why it lost its place
+    cut_short: bool = False  # cancelled or failed: its time says nothing of an answer's
 
     @property
     def admitted(self) -> bool:
@@ -85,6 +86,9 @@ class Scheduler:
         try:
             self._refuse_too_late(ticket, time_left_ms)
             yield ticket
+        except BaseException:
+            ticket.cut_short = True
+            raise
         finally:
             self._leave(ticket)
 
@@ -120,8 +124,17 @@ class Scheduler:
         return not self._closed and len(self._running) < self._slots
 
     def wait_estimate_ms(self, position: int) -> int:
-        """The expected wait at a position in the queue, from recent answers."""
-        return round(self._answer_ms * position / self._slots)
+        """The expected wait at a position in the queue, from recent answers and the running ones."""
+        return round(self._expected_ms() * position / self._slots)
+
+    def _expected_ms(self) -> float:
+        """What an answer takes. Each that runs takes the average, or its age if it is older than that: the mean, so
+        that one long answer among many short ones does not speak for all."""
+        ages = [self._age_ms(ticket) for ticket in self._running]
+        return sum(max(self._answer_ms, age) for age in ages) / len(ages) if ages else self._answer_ms
+
+    def _age_ms(self, ticket: Ticket) -> float:
+        return (self._clock() - ticket.admitted_at) * 1_000
 
     def _enter(self, requester: NodeId, paid: bool, ready: bool) -> Ticket:
         self._arrivals += 1
@@ -153,16 +166,18 @@ class Scheduler:
     def _refuse_too_late(self, ticket: Ticket, time_left_ms: int) -> None:
         wait = self.wait_estimate_ms(ticket.position)
         if wait > time_left_ms:
-            raise self._overloaded(f"it would be this query's turn in {wait / 1_000:.0f} s, when its time is up")
+            why = f"it would be this query's turn in {wait / 1_000:.0f} s, when its time is up"
+            raise self._overloaded(why, ticket.position)
 
-    def _overloaded(self, why: str) -> Refused:
-        return Refused(ErrorCode.OVERLOADED, why, max(500, self.wait_estimate_ms(1)))
+    def _overloaded(self, why: str, position: int = 1) -> Refused:
+        """`position` is whose turn to wait for: by default the next slot's, which makes room in the queue."""
+        return Refused(ErrorCode.OVERLOADED, why, max(500, self.wait_estimate_ms(position)))
 
     def _leave(self, ticket: Ticket) -> None:
         if ticket in self._running:
             self._running.remove(ticket)
-            took_ms = (self._clock() - ticket.admitted_at) * 1_000
-            self._answer_ms = (1 - MEMORY) * self._answer_ms + MEMORY * took_ms
+            if not ticket.cut_short:
+                self._answer_ms = (1 - MEMORY) * self._answer_ms + MEMORY * self._age_ms(ticket)
         elif ticket in self._waiting:
             self._waiting.remove(ticket)
         self._advance()

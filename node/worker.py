@@ -248,6 +248,8 @@ class _Serving:
 
     async def _cancel(self) -> None:
         self._cancelled = True
+        if self._place is not None:
+            self._place[1].cut_short = True
         if self._generation is not None:
             await self._generation.cancel()
         elif self._conversation.state is State.CANCELLING:

@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from node.engines.fake import ANSWER_TOKENS, FakeEngine, fake_answer
+from node.scheduler import FIRST_GUESS_MS
 from protocol.errors import ErrorCode
 from protocol.ids import peer_id
 from protocol.pricing import channel_cost
@@ -97,6 +98,8 @@ async def test_cancelling_stops_the_engine_and_pays_what_came() -> None:
                 await trio.sleep(0.01)
         assert engine.cancelled == 1
         await federation.settle()
+        scheduler = next(iter(federation.workers[0].services)).scheduler
+        assert scheduler.busy == 0 and scheduler.wait_estimate_ms(2) == FIRST_GUESS_MS  # it says nothing of others
         paid = (await federation.workers[0].bookkeeper.balance()).earned
         assert paid >= channel_cost(1, len(answered.text.split()), 1_000, 3_000)
 

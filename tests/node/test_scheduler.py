@@ -123,6 +123,50 @@ async def test_the_estimate_counts_answers_and_not_the_waiting() -> None:
     assert scheduler.wait_estimate_ms(1) == 1_000
 
 
+async def test_a_queue_behind_long_answers_refuses_early_and_says_when_to_come_back() -> None:
+    now = 0.0
+    scheduler = Scheduler(slots=2, queue=8, clock=lambda: now)
+    async with scheduler.place(A, paid=True), scheduler.place(B, paid=True):
+        assert scheduler.wait_estimate_ms(2) == 5_000  # nothing is known yet
+        now += 70.0
+        assert scheduler.wait_estimate_ms(2) == 70_000
+        async with scheduler.place(C, paid=True, time_left_ms=60_000):
+            with pytest.raises(Refused, match="turn in 70 s") as refused:
+                async with scheduler.place(A, paid=True, time_left_ms=60_000):
+                    pass
+        assert refused.value.code is ErrorCode.OVERLOADED and refused.value.retry_after_ms == 70_000
+
+
+async def test_one_long_answer_among_many_slots_does_not_speak_for_all() -> None:
+    now = 0.0
+    scheduler = Scheduler(slots=4, queue=8, clock=lambda: now)
+    async with AsyncExitStack() as places:
+        await places.enter_async_context(scheduler.place(A, paid=True))
+        now += 85.0
+        for _ in range(3):
+            await places.enter_async_context(scheduler.place(B, paid=True))
+        assert scheduler.wait_estimate_ms(4) == (85_000 + 3 * 5_000) / 4
+
+
+async def test_answers_that_were_cut_short_do_not_lower_the_estimate() -> None:
+    now = 0.0
+    scheduler = Scheduler(slots=1, queue=4, clock=lambda: now)
+    for _ in range(20):
+        async with scheduler.place(A, paid=True) as ticket:  # the requester said that it does not want it any more
+            now += 0.1
+            ticket.cut_short = True
+        with trio.CancelScope() as scope:
+            async with scheduler.place(A, paid=True):
+                now += 0.1
+                scope.cancel()
+                await trio.lowlevel.checkpoint()
+        with pytest.raises(ZeroDivisionError):
+            async with scheduler.place(A, paid=True):
+                now += 0.1
+                raise ZeroDivisionError
+    assert scheduler.wait_estimate_ms(1) == 5_000
+
+
 async def test_a_query_that_is_not_ready_lets_others_pass() -> None:
     scheduler = Scheduler(slots=1, queue=4)
     async with scheduler.place(A, paid=True, ready=False) as uploading:
