@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-OK, FAILED, USAGE, NO_NODE, REFUSED = 0, 1, 2, 3, 4
+OK, FAILED, USAGE, NO_NODE, REFUSED, STOPPED = 0, 1, 2, 3, 4, 130
 EPILOG = """exit codes: 0 done · 1 failed · 2 wrong usage · 3 no node is running · 4 the node or a peer refused
 130 stopped by Ctrl-C
 documentation: docs/quickstart.md"""
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = getattr(import_module(f"node.commands.{module}"), function)(options)
         return code
     except KeyboardInterrupt:
-        return 130
+        return STOPPED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
@@ -39,6 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("MTOR_DEBUG"):
             raise
         return _explain(error)
+    except BaseExceptionGroup as group:
+        return _stopped(group)
+
+
+def _stopped(group: BaseExceptionGroup[BaseException]) -> int:
+    """Ctrl-C in one of trio's task groups comes out as a group. Raises it again if there is more in it."""
+    from node.nurseries import only_interrupts
+
+    if not only_interrupts(group):
+        raise group
+    return STOPPED
 
 
 def _explain(error: Exception) -> int:

@@ -24,6 +24,12 @@ def one_error() -> Iterator[None]:
         raise
 
 
+def only_interrupts(group: BaseExceptionGroup[BaseException]) -> bool:
+    """True if Ctrl-C is all that happened: a task that was interrupted, and others that were cancelled for it."""
+    real = list(_leaves(group))
+    return bool(real) and all(isinstance(error, KeyboardInterrupt) for error in real)
+
+
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
     for error in group.exceptions:
         if isinstance(error, BaseExceptionGroup):

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -133,3 +134,54 @@ def test_ctrl_c_ends_a_pull_and_keeps_what_has_come(world: World, tmp_path: Path
     assert process.returncode == 130 and "Traceback" not in rest
     store = ModelStore(tmp_path / "models")
     assert store.disk_use()["partial_bytes"] >= 200_000 and not list(store.root.glob(".pulling-*"))
+
+
+SLOW_CONVERTER = """
+import time
+from pathlib import Path
+def convert(sources, folder):
+    Path({marker!r}).touch()
+    time.sleep(60)
+"""
+PULL = """
+import sys
+from node.models.sources import url
+url.GGUF_CONVERTER = "slow_converter:convert"
+import cli
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows sends no SIGINT to a group of processes")
+def test_ctrl_c_ends_a_pull_that_converts(world: World, tmp_path: Path) -> None:
+    gguf = world.files["/mine.gguf"] = b"GGUF" + (3).to_bytes(4, "little") + bytes(16)
+    (tmp_path / "slow_converter.py").write_text(SLOW_CONVERTER.format(marker=str(tmp_path / "converting")))
+    search = os.pathsep.join([str(tmp_path), str(Path(cli.__file__).parent)])
+    folders = {"MTOR_DATA": str(tmp_path / "data"), "MTOR_MODELS": str(tmp_path / "models"), "PYTHONPATH": search}
+    command = [sys.executable, "-c", PULL, "models", "pull", f"{world.url}/mine.gguf"]
+    command += ["--sha256", sha256(gguf).hexdigest()]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | folders, start_new_session=True
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "converting").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        _, rest = process.communicate(timeout=30)
+    assert process.returncode == 130 and "Traceback" not in rest
+    assert not list((tmp_path / "models").glob(".pulling-*"))
+
+
+def test_only_ctrl_c_itself_is_quiet(mtor: Mtor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*errors: BaseException) -> None:
+        def pull(options: object) -> NoReturn:
+            raise BaseExceptionGroup("of tasks", errors)
+
+        monkeypatch.setattr(commands, "pull", pull)
+
+    stop(KeyboardInterrupt(), BaseExceptionGroup("inside", [KeyboardInterrupt()]))
+    assert mtor("pull", "small") == (cli.STOPPED, "", "")
+    stop(KeyboardInterrupt(), ValueError("a real one"))
+    with pytest.raises(BaseExceptionGroup, match="of tasks"):
+        mtor("pull", "small")
