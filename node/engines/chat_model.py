@@ -19,6 +19,7 @@ from jinja2 import TemplateError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from node.engines.control_tokens import ControlTokens
 from node.engines.devices import choose_device, describe_device
 from node.engines.network_choice import choose_network
 from node.engines.networks import Network, fastest_arithmetic, fewest_threads
@@ -67,8 +68,7 @@ class ChatModel:
         self.vocabulary = int(model.config.vocab_size)
         self.stop_tokens = _stop_tokens(model, self.tokenizer)
         self.network: Network = choose_network(model, arithmetic)
-        added = self.tokenizer.added_tokens_decoder.items()
-        self._control = frozenset(token for token, about in added if about.special) | self.stop_tokens
+        self._control = ControlTokens(self.tokenizer, self.stop_tokens)
         self._threads = torch.get_num_threads()
         self._set_up()
 
@@ -135,17 +135,15 @@ class ChatModel:
         """(tokens, how many of them are the prefix's). Control tokens come from the template alone."""
         text, template = self._render(turns), self._render(_marked(turns))
         before, wanted = self._encode(text), self._encode(template)
-        if self._controls(before) != self._controls(wanted):  # somebody wrote a control token's name
+        same = self._control.written(text) == self._control.written(template)
+        if not same or self._control.within(before) != self._control.within(wanted):  # somebody wrote a name
             before = self._encode_apart(turns, template)
         if not prefix:
             return before, 0
         whole = self._encode(text + prefix)
-        if whole[: len(before)] != before or self._controls(whole) != self._controls(before):
-            whole = before + self._encode(prefix, plain=True)  # the seam is where the first worker began
+        if whole[: len(before)] != before or self._control.within(whole[len(before) :]):
+            whole = before + self._control.encode_text(prefix)  # the seam is where the first worker began
         return whole, len(whole) - len(before)
-
-    def _controls(self, ids: list[int]) -> list[int]:
-        return [token for token in ids if token in self._control]
 
     def _encode_apart(self, turns: list[dict[str, str]], template: str) -> list[int]:
         """The template's parts may hold control tokens, texts may not."""
@@ -153,7 +151,7 @@ class ChatModel:
         for turn, marked in zip(turns, _marked(turns), strict=True):
             part, marker, after = rest.partition(marked["content"])
             if marker:  # a template may leave a turn out
-                ids, rest = ids + self._encode(part) + self._encode(turn["content"], plain=True), after
+                ids, rest = ids + self._encode(part) + self._control.encode_text(turn["content"]), after
         return ids + self._encode(rest)
 
     def _render(self, turns: list[dict[str, str]]) -> str:
@@ -163,8 +161,8 @@ class ChatModel:
             raise EngineError(ErrorCode.INVALID_REQUEST, f"the model's chat template says: {error}") from None
         return text
 
-    def _encode(self, text: str, *, plain: bool = False) -> list[int]:
-        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=plain)
+    def _encode(self, text: str) -> list[int]:
+        encoded = self.tokenizer(text, add_special_tokens=False)
         return list(encoded["input_ids"])
 
 

@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 
 from node.engines import pictures
 from node.engines.backend import Loaded, process_memory_mib
+from node.engines.control_tokens import ControlTokens, broken_up
 from node.engines.devices import choose_device, describe_device, memory_mib
 from node.engines.pictures import Limits, Picture
 from node.engines.port import EngineError, EngineEvent, Finished, Prompted, Step
@@ -76,6 +77,8 @@ class DiffusersPainter:
         pipeline = load(str(folder), use_safetensors=True, local_files_only=True, dtype=self._precision(options))
         pipeline.set_progress_bar_config(disable=True)
         self._pipeline = pipeline.to(self._device)
+        tokenizers = [part for part in pipeline.components.values() if hasattr(part, "added_tokens_decoder")]
+        self._control = [ControlTokens(tokenizer) for tokenizer in tokenizers]
         self._takes = frozenset(inspect.signature(pipeline.__call__).parameters)
         missing = {"prompt", "num_inference_steps", "callback_on_step_end"} - self._takes
         if missing:
@@ -124,11 +127,11 @@ class DiffusersPainter:
         return {name: value for name, value in wanted.items() if value is not None and name in self._takes}
 
     def _as_text(self, prompt: str) -> str:
-        """The prompt with the names of the tokenizers' special tokens broken up: they are text here."""
-        tokenizers = [part for part in self._pipeline.components.values() if hasattr(part, "all_special_tokens")]
-        names = {str(name) for tokenizer in tokenizers for name in tokenizer.all_special_tokens}
-        for name in sorted((name for name in names if len(name) > 2), key=len, reverse=True):
-            prompt = prompt.replace(name, f"{name[0]} {name[1:]}")
+        """The prompt with the names of the tokenizers' control tokens broken up: they are text here. Raises
+        `EngineError` if one would still come out."""
+        prompt = broken_up(prompt, {name for control in self._control for name in control.names}, " ")
+        if any(control.would_come_out(prompt) for control in self._control):
+            raise pictures.invalid("the prompt holds a control token's name: leave it out or write it differently")
         return prompt
 
     def _painted(self, arguments: dict[str, Any], previews: bool) -> Generator[EngineEvent | None, None, Image.Image]:

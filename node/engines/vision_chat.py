@@ -26,6 +26,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils.logging import disable_progress_bar
 
 from node.engines.backend import Loaded, process_memory_mib
+from node.engines.control_tokens import ControlTokens, broken_up
 from node.engines.devices import choose_device, describe_device, memory_mib
 from node.engines.images import open_picture
 from node.engines.networks import fastest_arithmetic
@@ -63,8 +64,10 @@ class VisionChat:
         )
         self._model: Any = model.eval().to(self._device)
         self._tokenizer: Any = self._processor.tokenizer
-        self._controls = _controls(self._processor, self._tokenizer)
         self._stops = _stop_tokens(self._model, self._tokenizer)
+        places = _places(self._processor, self._tokenizer)
+        self._control = ControlTokens(self._tokenizer, self._stops | frozenset(places.values()))
+        self._names = frozenset(self._control.names) | places.keys()
         self._image_tokens = _image_tokens(self._processor, self._model.config)
         longest = int(getattr(self._model.config.get_text_config(), "max_position_embeddings", 2_048))
         self._context = min(longest, int(options.get("context", longest)))
@@ -85,7 +88,7 @@ class VisionChat:
             yield None
         prompt = self._prompt(request, pictures)
         asked: list[int] = prompt["input_ids"][0].tolist()
-        answered: list[int] = self._tokenizer.encode(prefix, add_special_tokens=False, split_special_tokens=True)
+        answered: list[int] = self._control.encode_text(prefix)
         ids = asked + answered
         if len(ids) >= self._context:
             raise EngineError(
@@ -150,10 +153,8 @@ class VisionChat:
     def _plain(self, text: str) -> str:
         """A text in which no name of a control token is one. A processor looks for a picture's place by its name, so
         that it would take a name that somebody wrote for one. Raises `EngineError` (INVALID_REQUEST)."""
-        for name in self._controls:
-            text = text.replace(name, name[:1] + NO_WIDTH + name[1:])
-        tokens = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not set(self._controls.values()).isdisjoint(tokens):
+        text = broken_up(text, self._names, NO_WIDTH)
+        if self._control.would_come_out(text):
             raise EngineError(
                 ErrorCode.INVALID_REQUEST, "the text holds a control token's name: leave it out or write it differently"
             )
@@ -255,15 +256,13 @@ def _arithmetic(device: torch.device) -> str:
     return "fp32" if fastest_arithmetic() == "fp32" else "bf16"
 
 
-def _controls(processor: Any, tokenizer: Any) -> dict[str, int]:
-    """Names of control tokens and of places for media, the longest first."""
-    special = {about.content: token for token, about in tokenizer.added_tokens_decoder.items() if about.special}
+def _places(processor: Any, tokenizer: Any) -> dict[str, int]:
+    """Names of places for media, of those that are tokens."""
     named = [
         getattr(processor, f"{each}_token", None) for each in ("image", "video", "audio", "boi", "eoi", "fake_image")
     ]
-    places = {name: tokenizer.convert_tokens_to_ids(name) for name in named if isinstance(name, str)}
-    names = sorted(special.keys() | places.keys(), key=lambda name: (-len(name), name))
-    return {name: (special | places)[name] for name in names}
+    tokens = {name: tokenizer.convert_tokens_to_ids(name) for name in named if isinstance(name, str)}
+    return {name: token for name, token in tokens.items() if token not in (None, tokenizer.unk_token_id)}
 
 
 def _image_tokens(processor: Any, config: Any) -> frozenset[int]:
