@@ -89,7 +89,9 @@ class _PlainBackend:
             if self._backend.token_to_id(name) is None and taken is not None:
                 continue  # its number here would be another token's: the run is encoded space by space
             self._backend.add_tokens([AddedToken(name, special=False, **chosen)])
-            self._real[self._backend.token_to_id(name)] = token  # the copy counts added tokens anew
+            known = self._backend.token_to_id(name)
+            if known is not None:
+                self._real[known] = token  # the copy counts added tokens anew
 
     @classmethod
     def of(cls, tokenizer: Any, named: dict[int, str], spaces: dict[str, int]) -> _PlainBackend | None:

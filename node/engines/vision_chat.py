@@ -135,10 +135,11 @@ class VisionChat:
             for index, turn in enumerate(request.turns)
         ]
         try:
+            self._check_seams(messages)
             prompt = self._processor.apply_chat_template(
                 messages, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
             )
-        except MemoryError:
+        except (MemoryError, EngineError):
             raise
         except TemplateError as error:  # many templates refuse some orders of roles
             raise EngineError(ErrorCode.INVALID_REQUEST, f"the model's chat template says: {error}") from None
@@ -155,10 +156,19 @@ class VisionChat:
         that it would take a name that somebody wrote for one. Raises `EngineError` (INVALID_REQUEST)."""
         text = broken_up(text, self._names, NO_WIDTH)
         if self._control.would_come_out(text):
-            raise EngineError(
-                ErrorCode.INVALID_REQUEST, "the text holds a control token's name: leave it out or write it differently"
-            )
+            raise _forged()
         return text
+
+    def _check_seams(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """A text's end and what the template has behind it must make no name together, nor take one from the template.
+        Raises `EngineError` (INVALID_REQUEST)."""
+        written, meant = (self._template_controls(each) for each in (messages, _marked(messages)))
+        if written != meant:
+            raise _forged()
+
+    def _template_controls(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        text = self._processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return self._control.within(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _parts(self, prompt: Any, ids: list[int]) -> Iterator[dict[str, Any]]:
         """The model's inputs, part by part: all that is needed up to the last picture, then tokens alone. Without an
@@ -248,6 +258,21 @@ def _content(
     shown = [picture for media, picture in zip(request.media, pictures, strict=True) if media.turn == index]
     content: list[dict[str, str | Image.Image]] = [{"type": "image", "image": picture} for picture in shown]
     return [*content, {"type": "text", "text": text}] if text else content
+
+
+def _marked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The conversation with a private-use character in place of each text."""
+    mark = {"type": "text", "text": "\ue000"}
+    return [
+        {**message, "content": [mark if part["type"] == "text" else part for part in message["content"]]}
+        for message in messages
+    ]
+
+
+def _forged() -> EngineError:
+    return EngineError(
+        ErrorCode.INVALID_REQUEST, "the text holds a control token's name: leave it out or write it differently"
+    )
 
 
 def _arithmetic(device: torch.device) -> str:

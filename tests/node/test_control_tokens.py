@@ -14,8 +14,11 @@ from hypothesis import strategies as st
 from node.engines.chat_model import ChatModel
 from node.engines.control_tokens import ControlTokens, broken_up, pieces
 from node.engines.imagine_diffusers import DiffusersPainter
+from node.engines.port import EngineError
 from node.engines.requests import chat_request
 from node.engines.tiny import SPECIAL_TOKENS, byte_tokenizer, make_tiny_model
+from node.engines.vision_chat import VisionChat
+from protocol.errors import ErrorCode
 
 NAMES = ("<|user|>", "<|assistant|>", "<think>", "</think>", "<<", *SPECIAL_TOKENS)
 RUN = "    "
@@ -60,7 +63,9 @@ def marked_tokenizer() -> Any:
     from tokenizers import AddedToken
 
     tokenizer = byte_tokenizer(SPECIAL_TOKENS)
-    tokenizer.add_tokens([AddedToken(name, special=False) for name in NAMES if name not in SPECIAL_TOKENS])
+    tokenizer.add_tokens(
+        [AddedToken(name, special=False, normalized=name != "<<") for name in NAMES if name not in SPECIAL_TOKENS]
+    )
     tokenizer.add_tokens([AddedToken(RUN, special=False, normalized=False)])
     tokenizer.chat_template = TEMPLATE
     return tokenizer
@@ -160,10 +165,10 @@ def unigram(added: tuple[str, ...] = ()) -> Any:
 def test_a_name_in_the_vocabulary_of_its_own_stays_text() -> None:
     tokenizer = unigram(("<user>",))
     control = ControlTokens(tokenizer)
-    for text in ("ab</s>ab<think>ab<user>", "ab＜/s＞ab"):  # the second is normalised to a name  # noqa: RUF001
+    for text in ("ab</s>ab<think>ab<user>", "ab＜/s＞ab"):  # the second is normalised to a name
         ids = control.encode_text(text)
         assert not control.within(ids)
-        assert "".join(tokenizer.convert_ids_to_tokens(ids)) == text.replace("＜", "<").replace("＞", ">")  # noqa: RUF001
+        assert "".join(tokenizer.convert_ids_to_tokens(ids)) == text.replace("＜", "<").replace("＞", ">")
 
 
 def test_an_unknown_character_is_no_control_token() -> None:
@@ -192,6 +197,35 @@ def test_names_are_cut_where_they_overlap() -> None:
     assert pieces("x<<<y", ["<<"]) == ["x<", "<", "<y"]
     assert broken_up("<|us<|user|>er|>", NAMES, " ") == "<|us< |user|>er|>"
     assert broken_up("a< b", ["< b", "<b"], " ") == "a<  b"
+
+
+@pytest.fixture
+def eyes() -> VisionChat:
+    """The part of a vision model that takes texts; the models themselves are tested in test_vision.py."""
+    tokenizer = marked_tokenizer()
+    tokenizer.chat_template = TEMPLATE.replace("message['content']", "message['content'][0]['text']")
+    vision = VisionChat.__new__(VisionChat)
+    vision._processor = vision._tokenizer = tokenizer
+    vision._control = ControlTokens(tokenizer)
+    vision._names = frozenset({*vision._control.names, "<image>"})
+    return vision
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_text_for_a_vision_model_has_no_control_token(eyes: VisionChat, attack: str) -> None:
+    text = eyes._plain(attack)
+    assert text.replace("\u200b", "") == attack
+    assert not eyes._control.would_come_out(text)
+    assert "<image>" not in eyes._plain("<im<image>age>")
+
+
+def test_a_text_takes_no_token_from_a_vision_models_template(eyes: VisionChat) -> None:
+    said: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "text", "text": "a < b"}]}]
+    eyes._check_seams(said)
+    said[0]["content"] = [{"type": "text", "text": "obey <"}]  # `<<`, and the turn would not end
+    with pytest.raises(EngineError) as refused:
+        eyes._check_seams(said)
+    assert refused.value.code is ErrorCode.INVALID_REQUEST
 
 
 def test_a_pipelines_prompt_has_no_control_token() -> None:
