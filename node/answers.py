@@ -29,13 +29,21 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """A worker took the query (again after a failover, with `attempt` one higher)."""
+    """A worker took the query (again after a failover, with `attempt` one higher), or its place there changed."""
 
     worker: NodeId
     model: str
     attempt: int
     queue_position: int
     wait_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Nobody works on the query now: why, and when the one that stopped may be back (0: not known)."""
+
+    reason: str
+    retry_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,4 +106,4 @@ class Failed:
     shares: tuple[WorkerShare, ...] = field(default=())
 
 
-AnswerEvent = Routed | Delta | Bytes | Progressed | Completed | Failed
+AnswerEvent = Routed | Waiting | Delta | Bytes | Progressed | Completed | Failed

@@ -7,13 +7,13 @@ import base64
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from node.commands.client import Json, NodeClient, NodeRefused
-from node.commands.screen import print_json, printable
+from node.commands.screen import StatusLine, print_json, printable, waiting_words
 from node.paths import data_folder
 
 HISTORY_FILE = "chat_history"
@@ -25,8 +25,7 @@ def ask(options: argparse.Namespace) -> int:
     text = sys.stdin.read() if options.text == "-" else options.text
     client = NodeClient(data_folder(options.data))
     turns = [*_system(options), {"role": "user", "content": _content(text, options.image)}]
-    show = _ignore if options.json else _show
-    answer, facts = _converse(client, options, turns, show)
+    answer, facts = _converse(client, options, turns)
     if options.json:
         print_json({"text": answer, **facts})
     else:
@@ -76,31 +75,71 @@ def _turn(client: NodeClient, options: argparse.Namespace, turns: list[Json], li
     """One question in a conversation. Ctrl-C stops the answer, not the program; an error keeps the conversation."""
     asked = [*turns, {"role": "user", "content": line}]
     try:
-        answer, facts = _converse(client, options, asked, _show)
+        answer, facts = _converse(client, options, asked)
     except KeyboardInterrupt:
         print("\n(stopped)")
         return turns
     except NodeRefused as error:
-        print(f"\nmtor: {error}", file=sys.stderr)
+        print(f"mtor: {error}", file=sys.stderr)
         return turns
     print()
     print_bill(facts)
     return [*asked, {"role": "assistant", "content": answer}]
 
 
-def _converse(
-    client: NodeClient, options: argparse.Namespace, turns: list[Json], show: Callable[[str], None]
-) -> tuple[str, Json]:
+def _converse(client: NodeClient, options: argparse.Namespace, turns: list[Json]) -> tuple[str, Json]:
     """The answer's text, and the node's facts about it."""
     parts: list[str] = []
     facts: Json = {}
-    for chunk in client.chat(_body(options, turns)):
-        facts = chunk["mtor"] if "shares" in chunk.get("mtor", {}) else facts
-        for choice in chunk["choices"]:
-            text = choice["delta"].get("content") or ""
-            parts.append(text)
-            show(text)
+    with _Shown(hidden=options.json) as shown:
+        for chunk in client.chat(_body(options, turns)):
+            about = chunk.get("mtor", {})
+            facts = about if "shares" in about else facts
+            shown.wait(about)
+            for choice in chunk["choices"]:
+                text = choice["delta"].get("content") or ""
+                parts.append(text)
+                shown.text(text)
     return "".join(parts), facts
+
+
+class _Shown:
+    """An answer on the screen, and what it waits for. With --json neither is shown: the text comes at the end."""
+
+    def __init__(self, *, hidden: bool) -> None:
+        self._hidden = hidden
+        self._line = StatusLine()
+        self._in_line = False  # the answer stands in the middle of a line
+
+    def __enter__(self) -> _Shown:
+        """See the class."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """What is said of a broken answer begins a line of its own."""
+        self._line.clear()
+        if kind is not None and not issubclass(kind, KeyboardInterrupt):  # the terminal writes ^C there
+            self._end_line()
+
+    def text(self, text: str) -> None:
+        """The next piece of the answer."""
+        if text and not self._hidden:
+            self._line.clear()
+            print(printable(text), end="", flush=True)
+            self._in_line = not text.endswith("\n")
+
+    def wait(self, standing: Json) -> None:
+        """Where the query stands, if a chunk says so."""
+        words = "" if self._hidden else waiting_words(standing)
+        if words:
+            if self._line.seen and sys.stdout.isatty():  # elsewhere the answer is no part of the screen
+                self._end_line()
+            self._line.show(words)
+
+    def _end_line(self) -> None:
+        if self._in_line:
+            print(flush=True)
+        self._in_line = False
 
 
 def _content(text: str, pictures: list[Path]) -> str | list[Json]:
@@ -154,14 +193,6 @@ def _read_line() -> str | None:
     except KeyboardInterrupt:
         print()
         return None
-
-
-def _show(text: str) -> None:
-    print(printable(text), end="", flush=True)
-
-
-def _ignore(text: str) -> None:
-    """With --json the text comes at the end."""
 
 
 def print_bill(facts: Json) -> None:

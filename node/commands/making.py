@@ -13,12 +13,12 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from node.commands.asking import given, print_bill, wishes
 from node.commands.client import Json, NodeClient, UsageError
-from node.commands.screen import print_json, printable, progress_shown
+from node.commands.screen import Show, StatusLine, print_json, printable, progress_shown, waiting_words
 from node.paths import data_folder
 from protocol.params import MAX_INPUT_BYTES
 
@@ -42,15 +42,39 @@ def imagine(options: argparse.Namespace) -> int:
         mtor=wishes(options),
     )
     done: Json = {}
-    with progress_shown() as show:
+    with ExitStack() as stack:
+        painted = _Painted(stack, hidden=options.json)
         for chunk in client.events("/v1/images/generations", body):
             if chunk["type"] == "image_generation.completed":
                 done = chunk
             else:
-                step = chunk["mtor"]
-                show({"step": "paint", "done_count": step["done"], "total_count": step["total"]})
+                painted.show(chunk["mtor"])
     _write(target, [base64.b64decode(done["b64_json"])])
     return _told(options, target, done["mtor"])
+
+
+class _Painted:
+    """What is waited for, then how far the picture is: the bar appears with its first step."""
+
+    def __init__(self, stack: ExitStack, *, hidden: bool) -> None:
+        self._stack = stack
+        self._hidden = hidden  # with --json the waiting is not shown
+        self._line = StatusLine()
+        self._bar: Show | None = None
+        stack.callback(self._line.clear)
+
+    def show(self, about: Json) -> None:
+        """The `mtor` object of an event."""
+        if "done" in about:
+            if self._bar is None:
+                self._line.clear()
+                self._bar = self._stack.enter_context(progress_shown())
+            self._bar({"step": "paint", "done_count": about["done"], "total_count": about["total"]})
+        elif not self._hidden and self._line.seen and (words := waiting_words(about)):
+            if self._bar is None:
+                self._line.show(words)
+            else:  # a bar is being drawn: a line beside it would be written over
+                self._bar({"step": printable(words), "done_count": 0, "total_count": 0})
 
 
 def say(options: argparse.Namespace) -> int:

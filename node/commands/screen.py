@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -62,6 +63,53 @@ def strong(text: str) -> str:
 def printable(text: str) -> str:
     """A peer's text without control characters: it must not move the cursor or change the title."""
     return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
+
+
+class StatusLine:
+    """What is waited for, on standard error: one line that is written over and taken away; nothing on a pipe."""
+
+    def __init__(self) -> None:
+        self.seen = sys.stderr.isatty()
+        self._moving = self.seen and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+        self._text = ""
+
+    def show(self, text: str) -> None:
+        """Instead of what the line said before."""
+        if not self.seen or text == self._text:
+            return
+        self._text = text
+        room = shutil.get_terminal_size().columns - 1  # a line that wraps could not be written over
+        line = printable(text).replace("\n", " ").replace("\t", " ")
+        print(f"\r\x1b[K{line[:room]}" if self._moving else f"{line}\n", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Take it away: something else is to be shown."""
+        if self._moving and self._text:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        self._text = ""
+
+
+def waiting_words(standing: dict[str, Any]) -> str:
+    """What the `mtor` object of a chunk says about waiting; "" if it says nothing."""
+    if "waiting" in standing:
+        back = f", back in {_seconds(standing['retry_ms'])} at the soonest" if standing.get("retry_ms") else ""
+        return f"waiting for somebody to go on: {standing['waiting']}{back}"
+    if "queue_position" not in standing:
+        return ""
+    place, worker = standing["queue_position"], f"…{standing['worker'][-8:]}"
+    if not place:
+        return f"waiting: {worker} begins"
+    some = f", some {_seconds(standing['wait_ms'])}" if standing["wait_ms"] else ""
+    return f"waiting: {_ordinal(place)} in the queue of {worker}{some}"
+
+
+def _seconds(milliseconds: int) -> str:
+    return f"{-(-milliseconds // 1_000)} s"
+
+
+def _ordinal(number: int) -> str:
+    last = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{last}"
 
 
 @contextmanager

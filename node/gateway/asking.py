@@ -81,6 +81,7 @@ class Asking:
         if self.routed is not None:
             headers["x-mtor-worker"] = peer_id(self.routed.worker)
             headers["x-mtor-queue-position"] = str(self.routed.queue_position)
+            headers["x-mtor-wait-ms"] = str(self.routed.wait_ms)
         return headers
 
     def count(self) -> None:

@@ -13,7 +13,7 @@ from node.answers import AnswerEvent, Completed, Delta, Routed
 from node.gateway.asking import Asker, Asking
 from node.gateway.openai import Asked, Shapes, facts, read_chat_request
 from node.gateway.sse import DONE_EVENT, EventStream, event
-from protocol.ids import peer_id
+from node.gateway.standing import Standing
 
 
 class ChatRoutes:
@@ -62,7 +62,7 @@ class _Streamed:
         self._asking = asking
         self._shapes = Shapes(asked)
         self._stream = EventStream(request, asking.headers)
-        self._told: Routed | None = None  # the route that the client knows
+        self._standing = Standing()
 
     async def send(self) -> web.StreamResponse:
         """Follow the events to the end."""
@@ -76,19 +76,28 @@ class _Streamed:
     async def _take(self, item: AnswerEvent | None) -> None:
         if isinstance(item, Routed):
             self._shapes.model = self._shapes.model or item.model
+        if self._standing.note(item, begun=self._stream.begun):
+            await self._tell()
         if item is None:
             await self._begin()
             await self._stream.waiting()
         if isinstance(item, Delta):
             await self._begin()
-            await self._stream.send(self._shapes.chunk({"content": item.text}) | self._route())
+            await self._stream.send(self._shapes.chunk({"content": item.text}) | self._standing.news())
         if isinstance(item, Completed):
             await self._end(item)
 
     async def _begin(self) -> None:
         """The first chunk, once."""
         if not self._stream.begun:
-            await self._stream.send(self._shapes.chunk({"role": "assistant", "content": ""}) | self._route())
+            await self._stream.send(self._shapes.chunk({"role": "assistant", "content": ""}) | self._standing.news())
+
+    async def _tell(self) -> None:
+        """Where the query stands now, in a chunk of its own."""
+        await self._begin()
+        news = self._standing.news()
+        if news:  # it was not in the first chunk
+            await self._stream.send(self._shapes.chunk({}) | news)
 
     async def _end(self, done: Completed) -> None:
         await self._begin()
@@ -96,11 +105,3 @@ class _Streamed:
         if self._asked.include_usage:
             tail += event(self._shapes.usage_chunk(done))
         await self._stream.write(tail + DONE_EVENT)
-
-    def _route(self) -> dict[str, object]:
-        """The `mtor` object when the worker has changed; nothing otherwise."""
-        routed = self._asking.routed
-        if routed is None or (self._told is not None and self._told.worker == routed.worker):
-            return {}
-        self._told = routed
-        return {"mtor": {"worker": peer_id(routed.worker), "attempt": routed.attempt}}

@@ -22,6 +22,7 @@ from node.gateway.asking import Asker, Asking
 from node.gateway.failures import ApiError
 from node.gateway.openai import facts, usage
 from node.gateway.sse import EventStream
+from node.gateway.standing import Standing
 from node.gateway.wishes import (
     Lenient,
     MtorWishes,
@@ -167,24 +168,27 @@ class _Picture:
 
 
 async def _follow(asking: Asking, stream: EventStream) -> None:
-    """Previews as they come, then the picture."""
+    """Where the query stands, previews as they come, then the picture."""
     parts: list[bytes] = []
     previews = 0
+    standing = Standing()
     async with aclosing(asking.events_and_pauses()) as events:
         async for item in events:
+            if standing.note(item, begun=stream.begun):
+                await stream.send({"type": "image_generation.waiting"} | standing.news())
             if item is None:
                 await stream.waiting()
             if isinstance(item, Bytes):
                 parts.append(item.data)
             if isinstance(item, Progressed):
-                await stream.send(_progress(item, previews))
+                await stream.send(_progress(item, previews, standing.news().get("mtor", {})))
                 previews += bool(item.preview)
             if isinstance(item, Completed):
                 await stream.send(_completed(_Picture(b"".join(parts), item, {})))
 
 
-def _progress(item: Progressed, index: int) -> dict[str, Any]:
-    progress = {"done": item.done, "total": item.total}
+def _progress(item: Progressed, index: int, standing: dict[str, Any]) -> dict[str, Any]:
+    progress = {"done": item.done, "total": item.total} | standing
     if not item.preview:
         return {"type": "image_generation.progress", "mtor": progress}
     partial = {"b64_json": _base64(item.preview), "partial_image_index": index, "mtor": progress}

@@ -401,7 +401,7 @@ async def test_a_refusal_is_4_also_in_mid_answer(mtor: Mtor, tmp_path: Path) -> 
         assert (code, out) == (cli.REFUSED, "") and "nobody serves that" in err
         world.answers.script = failing(ErrorCode.WORKER_LOST, "it vanished", after=("Hal",))
         code, out, err = await with_node(world, mtor, "ask", "hello")
-        assert (code, out) == (cli.REFUSED, "Hal") and "it vanished" in err
+        assert (code, out) == (cli.REFUSED, "Hal\n") and "it vanished" in err
         code, _, err = await with_node(world, mtor, "ledger", "show", "abcdef")
         assert code == cli.REFUSED and "there is no such entry" in err
 
@@ -434,7 +434,7 @@ async def test_a_node_that_ends_in_mid_answer_is_told(mtor: Mtor, tmp_path: Path
                 await trio.sleep(0.01)
             world.stop()
     code, out, err = ended[0]
-    assert (code, out) == (cli.REFUSED, "half") and "stopping" in err
+    assert (code, out) == (cli.REFUSED, "half\n") and "stopping" in err
 
 
 def test_a_node_that_is_killed_in_mid_answer_is_told(mtor: Mtor, tmp_path: Path) -> None:
@@ -450,7 +450,7 @@ def test_a_node_that_is_killed_in_mid_answer_is_told(mtor: Mtor, tmp_path: Path)
             killed.start()
             got, out, err = mtor("ask", "hello")
             killed.join()
-        assert got == code and out == ("half" if sent else "") and "MTOR_DEBUG" not in err
+        assert got == code and out == ("half\n" if sent else "") and "MTOR_DEBUG" not in err
 
 
 def _answer_and_die(server: socket.socket, sent: bytes) -> None:

@@ -15,9 +15,22 @@ import pytest
 import trio
 
 import cli
-from node.answers import Delta, Question
-from node.commands.screen import progress_shown
-from tests.node.gateway_world import HANG_SECONDS, ROUTED, Emit, events, gateway_world, saying, until
+from node.answers import Delta, Progressed, Question, Routed, Waiting
+from node.commands.screen import progress_shown, waiting_words
+from protocol.ids import peer_id
+from tests.node.gateway_world import (
+    HANG_SECONDS,
+    MODEL,
+    ROUTED,
+    WORKER,
+    Emit,
+    Script,
+    completed,
+    events,
+    gateway_world,
+    saying,
+    until,
+)
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudo terminals of this kind")
 BOLD = "\x1b[1m"
@@ -136,6 +149,44 @@ def test_long_work_elsewhere_has_a_line_a_step(capsys: pytest.CaptureFixture[str
         show({"step": "wait", "message": "another process is pulling", "done_bytes": 0, "total_bytes": 0})
     said = capsys.readouterr()
     assert said.out == "" and said.err == "fetch\nwait another process is pulling\n"
+
+
+# --- waiting -------------------------------------------------------------------------------------------
+
+QUEUED = Routed(WORKER, MODEL, 1, 3, 7_600)
+PAUSED = Waiting("the owner of this node needs the machine", 10_000)
+TAKEN_AWAY = "\r\x1b[K"
+
+
+async def shown_of(data: Path, script: Script, *command: str, **environment: str) -> str:
+    """What a verb that asks shows on a terminal."""
+    async with gateway_world(data, script):
+        asked = ("-m", "cli", *command, "--data", str(data))
+        return await trio.to_thread.run_sync(lambda: screen_of(*asked, **environment))
+
+
+async def test_the_place_in_the_queue_is_shown_until_the_answer_begins(tmp_path: Path) -> None:
+    place = f"waiting: 3rd in the queue of …{peer_id(WORKER)[-8:]}, some 8 s"
+    script = events(QUEUED, ROUTED, Delta("Par"), PAUSED, ROUTED, Delta("is"), completed())
+    screen = await shown_of(tmp_path, script, "ask", "capital?", COLUMNS="200")
+    assert f"{TAKEN_AWAY}{place}{TAKEN_AWAY}" in screen and f"{TAKEN_AWAY}Par\r\n{TAKEN_AWAY}waiting for" in screen
+    assert "the owner of this node needs the machine, back in 10 s" in screen and f"{TAKEN_AWAY}is" in screen
+    plain = await shown_of(tmp_path, script, "ask", "capital?", TERM="dumb")
+    assert f"{place}\r\n" in plain and "\x1b" not in plain
+    assert "waiting" not in await shown_of(tmp_path, script, "ask", "capital?", "--json")
+
+
+async def test_a_picture_that_waits_says_so_before_its_bar(tmp_path: Path) -> None:
+    script = events(QUEUED, ROUTED, Progressed(1, 4, b""), completed())
+    screen = await shown_of(tmp_path, script, "imagine", "a cat", "--out", str(tmp_path / "cat.png"))
+    assert screen.index("3rd in the queue") < screen.index("paint") and "1 of 4" in screen
+
+
+@pytest.mark.parametrize(
+    ("place", "word"), [(1, "1st"), (2, "2nd"), (11, "11th"), (13, "13th"), (22, "22nd"), (30, "30th")]
+)
+def test_places_are_counted_in_words(place: int, word: str) -> None:
+    assert f": {word} in the queue of …" in waiting_words({"worker": "12D3Koo", "queue_position": place, "wait_ms": 0})
 
 
 # --- a conversation ------------------------------------------------------------------------------------

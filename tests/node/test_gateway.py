@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from node.answers import Delta, Failed, Question, Routed
+from node.answers import Delta, Failed, Question, Routed, Waiting
 from node.config import GatewaySection
 from node.gateway.failures import MEANINGS
 from node.gateway.http import Gateway, GatewayError
@@ -95,8 +95,35 @@ async def test_a_failover_tells_the_second_worker(tmp_path: Path) -> None:
     async with gateway_world(tmp_path, script) as world:
         reply = await world.chat(stream=True)
         told = [chunk["mtor"] for chunk in reply.chunks if "attempt" in chunk.get("mtor", {})]
-        assert told == [{"worker": peer_id(WORKER), "attempt": 1}, {"worker": peer_id(other), "attempt": 2}]
+        at_once = {"queue_position": 0, "wait_ms": 0}
+        assert told == [
+            {"worker": peer_id(WORKER), "attempt": 1} | at_once,
+            {"worker": peer_id(other), "attempt": 2} | at_once,
+        ]
         assert reply.text == "one two"
+
+
+async def test_a_client_that_waits_is_told_its_place_before_any_text(tmp_path: Path) -> None:
+    script = events(
+        Routed(WORKER, MODEL, 1, 3, 9_000),
+        Routed(WORKER, MODEL, 1, 3, 9_000),  # a heartbeat is no news
+        Routed(WORKER, MODEL, 1, 1, 3_000),
+        ROUTED,
+        Delta("text"),
+        Waiting("the owner of this node needs the machine", 10_000),
+        ROUTED,
+        completed(),
+    )
+    async with gateway_world(tmp_path, script) as world:
+        reply = await world.chat(stream=True)
+        assert reply.text == "text" and reply.chunks[0]["choices"][0]["delta"]["role"] == "assistant"
+        told = [chunk["mtor"] for chunk in reply.chunks if "shares" not in chunk.get("mtor", {"shares": 0})]
+        places = [(each["queue_position"], each["wait_ms"]) for each in told if "queue_position" in each]
+        assert places == [(3, 9_000), (1, 3_000), (0, 0), (0, 0)] and told[0]["worker"] == peer_id(WORKER)
+        assert told[3] == {"waiting": "the owner of this node needs the machine", "retry_ms": 10_000}
+        assert "queue_position" not in json.dumps(reply.chunks[4])  # text that comes after brings no old news
+        whole = await world.chat()
+        assert whole.headers["x-mtor-queue-position"] == "0" and whole.headers["x-mtor-wait-ms"] == "0"
 
 
 async def test_the_question_is_what_the_client_asked(tmp_path: Path) -> None:

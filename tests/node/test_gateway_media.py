@@ -10,13 +10,25 @@ from typing import Any
 import pytest
 import trio
 
-from node.answers import AnswerEvent, Bytes, Delta, Failed, Progressed, Question
+from node.answers import AnswerEvent, Bytes, Delta, Failed, Progressed, Question, Routed
 from node.gateway.captions import cues, subrip
 from protocol.errors import ErrorCode
 from protocol.ids import IMAGINE, SPEECH, VISION
 from protocol.messages import ImagineRequest, SpeakRequest, TranscribeRequest, VisionRequest
 from protocol.params import MAX_INPUT_BYTES, MAX_INTEGER
-from tests.node.gateway_world import ROUTED, Emit, Reply, Script, World, completed, events, gateway_world, until
+from tests.node.gateway_world import (
+    MODEL,
+    ROUTED,
+    WORKER,
+    Emit,
+    Reply,
+    Script,
+    World,
+    completed,
+    events,
+    gateway_world,
+    until,
+)
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
 IMAGES, SPEAK, TRANSCRIBE = "/v1/images/generations", "/v1/audio/speech", "/v1/audio/transcriptions"
@@ -102,6 +114,15 @@ async def test_a_picture_is_whole_and_tells_its_cost(tmp_path: Path) -> None:
         question = world.answers.asked[0]
         assert question.realm == IMAGINE
         assert question.request == ImagineRequest("a cat", "dog", 256, 128, 9, 3_500, MAX_INTEGER, 0)
+
+
+async def test_a_picture_that_waits_says_where_it_stands(tmp_path: Path) -> None:
+    step = Progressed(1, 2, b"")
+    script = events(Routed(WORKER, MODEL, 1, 2, 4_000), ROUTED, step, ROUTED, Bytes("image/png", PNG), completed())
+    async with gateway_world(tmp_path, script) as world:
+        reply = await world.ask("POST", IMAGES, {"prompt": "a cat", "stream": True})
+        waits = [chunk["mtor"] for chunk in reply.chunks if chunk["type"] == "image_generation.waiting"]
+        assert [(each["queue_position"], each["wait_ms"]) for each in waits] == [(2, 4_000), (0, 0)]
 
 
 async def test_several_pictures_are_queries_with_seeds_that_follow(tmp_path: Path) -> None:
