@@ -24,6 +24,7 @@ from node.answers import (
     Progressed,
     Question,
     Routed,
+    Waiting,
     WorkerShare,
 )
 from node.directory import Directory
@@ -109,6 +110,8 @@ class _Answering:
         self._continued = False
         self._model = ""
         self._last: Outcome | None = None
+        self._waits = False  # nobody works on it, and somebody may come back
+        self._told: Waiting | None = None
 
     async def run(self) -> None:
         """Try candidates until one finishes or none is left."""
@@ -129,13 +132,27 @@ class _Answering:
         await self._fail()
 
     async def deadline_passed(self) -> None:
-        """The time is used up, wherever it went."""
+        """The time is used up, by work or by waiting: only one who worked would have needed more of it."""
         reason = self._last.reason if self._last else "no worker answered"
         seconds = self._question.deadline_ms / 1_000
+        if self._waits:
+            await self._emit(self._nobody_went_on(seconds))
+            return
         message = (
             f"no whole answer within {seconds:.0f} s; last: {reason}. Ask for less, or allow more time (deadline_ms)"
         )
         await self._emit(Failed(ErrorCode.DEADLINE_EXCEEDED, message, 0, tuple(self._shares)))
+
+    def _nobody_went_on(self, seconds: float) -> Failed:
+        waiting = self._why_it_waits()
+        model = self._model or self._question.requirements.model or "NAME"
+        goal = "go on with the answer" if self._text or self._data_bytes else "answer"
+        message = (
+            f"{waiting.reason}, and nobody else could {goal} within {seconds:.0f} s. Start another worker "
+            f"(`mtor up --model {model}` on another machine), or try again later"
+        )
+        code = self._last.code if self._last and self._last.code else ErrorCode.NO_PEER
+        return Failed(code, message, waiting.retry_ms, tuple(self._shares))
 
     # --- choosing ------------------------------------------------------------------------------------
 
@@ -145,10 +162,13 @@ class _Answering:
         if not ranking.candidates and not self._attempts:
             ranking = await self._discover()
         while not ranking.candidates and self._may_wait(ranking):
+            self._waits = True
+            await self._tell_why_it_waits()
             await trio.sleep(RECOVERY_PAUSE_SECONDS)  # somebody may come back, or be no longer avoided
             self._router.seek(self._question.realm)
             self._tried.clear()
             ranking = self._rank()
+        self._waits = False
         if ranking.candidates:
             return ranking.candidates[0]
         if self._last is not None:
@@ -158,6 +178,18 @@ class _Answering:
         hint = self._router.hint()
         await self._emit(Failed(ErrorCode.NO_PEER, f"{reason}. {hint}" if hint else reason, NO_PEER_RETRY_MS))
         return None
+
+    async def _tell_why_it_waits(self) -> None:
+        """Once for each reason, until a worker takes the query."""
+        waiting = self._why_it_waits()
+        if waiting != self._told:
+            self._told = waiting
+            await self._emit(waiting)
+
+    def _why_it_waits(self) -> Waiting:
+        if self._last is None:
+            return Waiting("the workers that fit could not be reached a moment ago", 0)
+        return Waiting(self._last.reason, self._last.retry_after_ms)
 
     def _may_wait(self, ranking: Ranking) -> bool:
         """True if waiting may help: for a begun answer until the deadline, for another a short while."""
@@ -204,6 +236,7 @@ class _Answering:
         self._continued = self._continued or bool(self._text or self._data_bytes)
 
         async def queued(position: int, wait_ms: int) -> None:
+            self._told = None
             await self._emit(Routed(candidate.node, candidate.model.model, attempt, position, wait_ms))
 
         listener = Listener(self._deliver, self._deliver_data, self._progress, queued)

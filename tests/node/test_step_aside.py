@@ -8,7 +8,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 import trio
 
-from node.answers import Failed
+from node.answers import Failed, Waiting
 from node.engines.fake import ANSWER_TOKENS, FakeEngine, fake_answer
 from node.engines.port import EngineError, Piece
 from node.engines.process import EngineStartError, ModelFolder, ProcessEngine, Seat
@@ -58,6 +58,21 @@ async def test_a_paused_node_refuses_says_when_to_come_back_and_nothing_of_its_o
         worker.resume()
         assert not worker.paused
         assert (await federation.gateway.ask(question())).text == fake_answer(ANSWER_TOKENS)
+
+
+async def test_a_pause_in_mid_answer_is_told_while_it_lasts_and_is_the_reason_in_the_end() -> None:
+    async with memory_federation(FakeEngine(seconds_per_token=0.01)) as federation:
+        answered = Answered()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(federation.gateway.router.answer, question(deadline_ms=2_000), answered.emit)
+            await until_said(answered, 3)
+            federation.workers[0].worker.pause(RETRY_MS)
+        waits = [event for event in answered.events if isinstance(event, Waiting)]
+        assert waits == [Waiting("the owner of this node needs the machine", RETRY_MS)]
+        failed = answered.failed
+        assert failed.code is ErrorCode.PAUSED and failed.retry_after_ms == RETRY_MS and failed.shares
+        assert "the owner of this node needs the machine" in failed.message and "mtor up --model" in failed.message
+        assert "2 s" in failed.message and "deadline" not in failed.message and "Ask for less" not in failed.message
 
 
 async def test_who_waits_in_the_queue_goes_elsewhere_too() -> None:
