@@ -175,6 +175,9 @@ def _add_wishes(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--min-vram", type=int, metavar="MIB", help="cards with at least this much memory")
     verb.add_argument("--device", choices=("cuda", "mps", "cpu"), help="kind of device")
     verb.add_argument("--max-price", type=int, metavar="MICRO", help="µcredits for 1,000 units of answer at most")
+    verb.add_argument("--max-price-in", type=int, metavar="MICRO", help="µcredits for 1,000 units of question at most")
+    verb.add_argument("--min-context", type=int, metavar="TOKENS", help="models that look at so many tokens at once")
+    verb.add_argument("--deadline", type=float, metavar="SECONDS", help="the whole answer within this time")
 
 
 def _add_models(

@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from node.commands.client import Json, NodeClient, NodeRefused
+from node.commands.client import Json, NodeClient, NodeRefused, UsageError
 from node.commands.screen import StatusLine, print_json, printable, waiting_words
 from node.paths import data_folder
 
 HISTORY_FILE = "chat_history"
 HISTORY_LINES = 1_000
+MOST_SECONDS = 86_400  # what is less but too much for the node, it says itself
 
 
 def ask(options: argparse.Namespace) -> int:
@@ -176,9 +177,19 @@ def wishes(options: argparse.Namespace, *, as_text: bool = False) -> Any:
         worker=options.worker,
         min_vram_mib=options.min_vram,
         device=options.device,
+        max_price_in=options.max_price_in,
         max_price_out=options.max_price,
+        min_context_tokens=options.min_context,
+        deadline_ms=None if options.deadline is None else _milliseconds(options.deadline),
     )
     return json.dumps(said) if as_text and said else said
+
+
+def _milliseconds(seconds: float) -> int:
+    """Raises `UsageError`."""
+    if not 0 < seconds < MOST_SECONDS:
+        raise UsageError(f"--deadline {seconds:g}: write seconds, more than 0 and less than {MOST_SECONDS}")
+    return round(seconds * 1_000)
 
 
 def _system(options: argparse.Namespace) -> list[Json]:

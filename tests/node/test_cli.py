@@ -20,6 +20,7 @@ from node.answers import Delta, Question
 from node.bookkeeper import Bookkeeper
 from node.commands.screen import printable
 from node.federation import ledger_folder, load_genesis, load_issuer
+from node.gateway.wishes import MtorWishes
 from node.identity import load_or_create_identity
 from node.ledger_peers import LedgerPeers, PeerUnreachable
 from node.paths import exclusive
@@ -393,6 +394,37 @@ async def test_ask_prints_the_answer_and_the_bill_apart(mtor: Mtor, tmp_path: Pa
         first, second = world.answers.asked
         assert [turn.text for turn in first.request.turns] == ["be brief", "capital of France?"]
         assert first.request.seed == 4 and second.requirements.min_vram_mib == 8000
+
+
+async def test_all_wishes_reach_the_node_and_stand_in_the_quickstart(mtor: Mtor, tmp_path: Path) -> None:
+    flags = [
+        "--max-price-in",
+        "7",
+        "--max-price",
+        "9",
+        "--min-context",
+        "2048",
+        "--deadline",
+        "1.5",
+        "--device",
+        "cpu",
+        "--min-vram",
+        "3",
+    ]
+    async with gateway_world(tmp_path, saying("Paris")) as world:
+        assert (await with_node(world, mtor, "ask", "capital?", *flags, "--worker", peer_id(WORKER)))[0] == 0
+        [asked] = world.answers.asked
+        wanted = asked.requirements
+        assert (wanted.max_price_in, wanted.max_price_out, wanted.min_context_tokens) == (7, 9, 2_048)
+        assert (wanted.device_kind, wanted.min_vram_mib, wanted.worker) == ("cpu", 3, peer_id(WORKER))
+        assert asked.deadline_ms == 1_500
+        code, _, err = await with_node(world, mtor, "ask", "capital?", "--deadline", "-1")
+        assert code == cli.USAGE and "--deadline -1" in err
+    text = (Path(cli.__file__).parent / "docs" / "quickstart.md").read_text()
+    rows = [line.split("|")[1:3] for line in text.splitlines() if line.startswith("| `--")]
+    assert {field.strip().strip("`") for _, field in rows[1:]} == set(MtorWishes.model_fields)
+    said = mtor("imagine", "--help")[1]
+    assert all(flag.strip().strip("`") in said for flag, _ in rows)
 
 
 async def test_a_refusal_is_4_also_in_mid_answer(mtor: Mtor, tmp_path: Path) -> None:
