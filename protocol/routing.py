@@ -26,6 +26,14 @@ BREAKER_FIRST_MS = 10 * params.SECONDS
 BREAKER_MOST_MS = 5 * params.MINUTES
 MEMORY = 0.3  # weight of the newest measurement in the moving averages
 AVOIDED = "a worker that answers"
+MOST_SHOWN = 6  # offers in an explanation
+USES = {
+    "chat": "answers text: ask it without pictures",
+    "vision": "answers pictures: add one (`mtor ask --image FILE`)",
+    "imagine": "makes pictures (`mtor imagine`)",
+    "speak": "speaks (`mtor say`)",
+    "transcribe": "writes down sounds (`mtor transcribe`)",
+}  # of a model, by the kind of request that it takes: what to do instead of asking for what it does not
 PRICE_MS_PER_MICRO = 0.2  # 1,000 µcredits a thousand tokens dearer is worth 200 ms of waiting
 
 
@@ -80,7 +88,7 @@ class Unfit:
     """An offer that was left out: the requirement that failed, and what it offers instead."""
 
     node: NodeId
-    model: str
+    model: ModelOffer
     requirement: str
     offered: str
 
@@ -124,19 +132,49 @@ def rank(
             if reason is None:
                 candidates.append(_candidate(known, model, knowledge))
             else:
-                unfit.append(Unfit(known.node, model.model, *reason))
+                unfit.append(Unfit(known.node, model, *reason))
     candidates.sort(key=lambda candidate: (round(candidate.expected_ms, -1), _spread(candidate, tie)))
     return Ranking(tuple(candidates), tuple(unfit))
 
 
 def explain_no_peer(realm: RealmId, requirements: Requirements, ranking: Ranking) -> str:
     """Why nobody can serve: which requirement failed, and what is on offer, in a sentence or two."""
-    if not ranking.unfit:
-        return f"no peer offers {realm} now; start one with `mtor up --model NAME` or check `mtor peers`"
-    failed = sorted({reason.requirement for reason in ranking.unfit})
-    offered = sorted({f"{short(reason.node)} {reason.model}: {reason.offered}" for reason in ranking.unfit})
-    shown = "; ".join(offered[:5]) + (f"; and {len(offered) - 5} more" if len(offered) > 5 else "")
-    return f"no peer can serve {realm}: {', '.join(failed)} not met. On offer: {shown}"
+    here = [each for each in ranking.unfit if each.model.realm == realm]
+    if requirements.model and all(each.model.model != requirements.model for each in here):
+        return _explain_no_model(realm, requirements.model, ranking.unfit)
+    if not here:
+        elsewhere = _listed(f"{each.model.model} in {each.model.realm}" for each in ranking.unfit)
+        start = f"no peer offers {realm} now; start one with `mtor up --model NAME` or check `mtor peers`"
+        return f"{start}. On offer elsewhere: {elsewhere}" if elsewhere else start
+    meant = [each for each in here if not each.requirement.startswith(("worker ", "model "))] or here
+    failed = ", ".join(sorted({each.requirement for each in meant}))
+    shown = _listed(f"{short(each.node)} {each.model.model} {each.offered}" for each in meant)
+    return f"no peer can serve {realm}: {failed} not met. On offer: {shown}"
+
+
+def _explain_no_model(realm: RealmId, wanted: str, unfit: Iterable[Unfit]) -> str:
+    """Nobody in the realm has the model: perhaps it is one for something else, or its name is another."""
+    start = f"no peer offers the model {wanted} in {realm}"
+    uses = [f"{wanted} {_uses(each.model)}" for each in unfit if each.model.model == wanted]
+    if uses:
+        return f"{start}; {uses[0]}"
+    names = _listed(each.model.model for each in unfit if each.model.realm == realm)
+    return f"{start}; on offer there: {names}" if names else f"{start}, nor another model there; see `mtor realms`"
+
+
+def _uses(model: ModelOffer) -> str:
+    """What a model is for; of several things that it takes, the first that is its own."""
+    kinds = [request_name(number) for number in model.requests]
+    special = [kind for kind in kinds if kind != "chat"] or kinds
+    known = [USES[kind] for kind in special if kind in USES]
+    return known[0] if known else f"takes {', '.join(kinds)} requests in {model.realm}"
+
+
+def _listed(texts: Iterable[str]) -> str:
+    """Each once, and not too many of them."""
+    each = sorted(set(texts))
+    more = f"; and {len(each) - MOST_SHOWN} more" if len(each) > MOST_SHOWN else ""
+    return "; ".join(each[:MOST_SHOWN]) + more
 
 
 def after_success(known: Experience, ttft_ms: float, tokens_per_second: float) -> Experience:
@@ -188,37 +226,37 @@ def _unfit(
     avoid_until = _experience(knowledge, known.node, model).avoid_until_ms
     checks = (
         (model.realm != realm, f"realm {realm}", model.realm),
-        (bool(wanted.worker) and wanted.worker != peer_id(known.node), f"worker {wanted.worker}", "another worker"),
+        (bool(wanted.worker) and wanted.worker != peer_id(known.node), f"worker {wanted.worker}", "is another worker"),
         (bool(wanted.model) and wanted.model != model.model, f"model {wanted.model}", model.model),
         (
             bool(wanted.request) and wanted.request not in model.requests,
             f"{request_name(wanted.request)} requests",
-            f"{model.model} takes {', '.join(map(request_name, model.requests))}",
+            f"takes {', '.join(map(request_name, model.requests))}: it {_uses(model)}",
         ),
-        (known.expired(now_ms), "an offer that is still valid", "expired"),
-        (device.vram_mib < wanted.min_vram_mib, f"{wanted.min_vram_mib} MiB of VRAM", f"{device.vram_mib} MiB"),
+        (known.expired(now_ms), "an offer that is still valid", "was offered a while ago"),
+        (device.vram_mib < wanted.min_vram_mib, f"{wanted.min_vram_mib} MiB of VRAM", f"has {device.vram_mib} MiB"),
         (
             bool(wanted.device_kind) and wanted.device_kind != device.kind,
             f"device {wanted.device_kind}",
-            device.kind,
+            f"runs on {device.kind}, not {wanted.device_kind}",
         ),
         (
             model.context_tokens < wanted.min_context_tokens,
             f"{wanted.min_context_tokens} tokens of context",
-            f"{model.context_tokens}",
+            f"looks at {model.context_tokens} tokens at most",
         ),
         (
             not own and 0 < wanted.max_price_in < model.price_in,
             f"price in at most {wanted.max_price_in}",
-            f"{model.price_in} µcr per 1,000 tokens",
+            f"takes {model.price_in} µcr per 1,000 tokens",
         ),
         (
             not own and 0 < wanted.max_price_out < model.price_out,
             f"price out at most {wanted.max_price_out}",
-            f"{model.price_out} µcr per 1,000 tokens",
+            f"takes {model.price_out} µcr per 1,000 tokens",
         ),
-        (model.slots == 0, "a free slot", "paused"),
-        (avoid_until > now_ms, AVOIDED, f"avoided for {avoid_until - now_ms} ms more"),
+        (model.slots == 0, "a free slot", "is paused by its owner, or loading"),
+        (avoid_until > now_ms, AVOIDED, f"did not answer; left alone for {-(-(avoid_until - now_ms) // 1_000)} s more"),
     )
     return next(((requirement, offered) for failed, requirement, offered in checks if failed), None)
 

@@ -114,7 +114,11 @@ class Asking:
             self._outcome = "internal"
             return ApiError(500, "the answer ended without a last word", code="internal")
         self._outcome = failed.code.name.lower()
-        if failed.code is ErrorCode.NO_PEER and "model " in failed.message and self.question.requirements.model:
+        if (
+            failed.code is ErrorCode.NO_PEER
+            and "offers the model " in failed.message
+            and self.question.requirements.model
+        ):
             return ApiError(404, failed.message, code="model_not_found", param="model")
         return from_code(failed.code, failed.message, failed.retry_after_ms)
 

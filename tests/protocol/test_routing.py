@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from protocol import params
-from protocol.ids import CHAT, VISION, peer_id
+from protocol.ids import CHAT, IMAGINE, VISION, RealmId, peer_id
 from protocol.messages import NUMBERS, ChatRequest, Device, SpeakRequest, VisionRequest
 from protocol.offers import KnownOffer
 from protocol.routing import (
@@ -124,8 +124,27 @@ def test_expired_paused_and_avoided_are_left_out(make_offer: Make) -> None:
 def test_nobody_at_all_and_many_unfit_are_explained(make_offer: Make) -> None:
     nobody = rank(VISION, Requirements(), [], Knowledge(LOCAL), NOW)
     assert "no peer offers $VISION" in explain_no_peer(VISION, Requirements(), nobody)
-    many = rank(VISION, Requirements(), [make_offer(n, model_offer()) for n in range(1, 9)], Knowledge(LOCAL), NOW)
-    assert "and 3 more" in explain_no_peer(VISION, Requirements(), many)
+    wanted = Requirements(device_kind="mps")
+    many = rank(CHAT, wanted, [make_offer(n, model_offer()) for n in range(1, 9)], Knowledge(LOCAL), NOW)
+    assert "and 2 more" in explain_no_peer(CHAT, wanted, many)
+
+
+def test_an_explanation_keeps_to_the_realm_and_says_what_does_not_fit(make_offer: Make) -> None:
+    eyes = model_offer(model="eyes", realm=VISION, requests=(NUMBERS[VisionRequest],))
+    offers = [make_offer(1, model_offer()), make_offer(2, eyes), make_offer(3, model_offer(slots=0))]
+
+    def said(wanted: Requirements, realm: RealmId = CHAT) -> str:
+        return explain_no_peer(realm, wanted, rank(realm, wanted, offers, Knowledge(LOCAL), NOW))
+
+    text = said(Requirements(device_kind="mps"))
+    assert "tiny runs on cpu, not mps" in text and "eyes" not in text and "VISION" not in text
+    assert said(Requirements(model="gpt-9")) == "no peer offers the model gpt-9 in $CHAT; on offer there: tiny"
+    assert "eyes answers pictures: add one" in said(Requirements(model="eyes"))
+    assert "no peer offers the model eyes in $CHAT" in said(Requirements(model="eyes"))
+    assert "eyes takes vision: it answers pictures" in said(Requirements(request=NUMBERS[ChatRequest]), VISION)
+    assert "On offer elsewhere: eyes in $VISION; tiny in $CHAT" in said(Requirements(), IMAGINE)
+    paused = explain_no_peer(CHAT, Requirements(), rank(CHAT, Requirements(), offers[2:], Knowledge(LOCAL), NOW))
+    assert "a free slot not met" in paused and "tiny is paused by its owner" in paused
 
 
 def test_the_breaker_opens_after_failures_in_a_row_and_grows() -> None:
