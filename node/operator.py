@@ -40,6 +40,7 @@ from node.residency import Residency
 from node.services import Services
 from node.version import VERSION
 from protocol.ids import NodeId, peer_id
+from protocol.requests import request_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,7 @@ class NodeOperations:
         return {
             "realm": service.section.realm,
             "model": info.name,
+            "requests": [request_name(number) for number in info.requests],
             "ready": service.engine.ready,
             "unloaded": service.wakes() and not service.engine.ready,
             "device": info.device.kind,

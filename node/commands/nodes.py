@@ -10,6 +10,8 @@ from node.commands.owner import guard_words
 from node.commands.screen import print_facts, print_json, print_table, printable
 from node.paths import config_file, data_folder
 
+IN_TOKENS = frozenset({"chat", "vision"})  # requests whose answers are tokens; pictures and sounds have other units
+
 
 def up(options: argparse.Namespace) -> int:
     """Run the node."""
@@ -69,7 +71,7 @@ def status(options: argparse.Namespace) -> int:
             "game guard": guard_words(facts["guard"]),
         }
     )
-    rows = [_serving_row(serving) for serving in facts["serving"]]
+    rows = [_serving_row(serving, paused=facts["guard"]["paused"]) for serving in facts["serving"]]
     if rows:
         print()
         print_table(("realm", "model", "device", "busy", "queued", "tokens/s"), rows)
@@ -78,10 +80,11 @@ def status(options: argparse.Namespace) -> int:
     return 0
 
 
-def _serving_row(serving: Json) -> tuple[str, ...]:
-    absent = "unloaded" if serving["unloaded"] else "loading"
+def _serving_row(serving: Json, *, paused: bool) -> tuple[str, ...]:
+    absent = "paused" if paused else "unloaded" if serving["unloaded"] else "loading"
     busy = f"{serving['busy']}/{serving['slots']}" if serving["ready"] else absent
-    speed = f"{serving['tokens_per_second']:.1f}" if serving["tokens_per_second"] else "-"
+    counted = serving["tokens_per_second"] and IN_TOKENS.intersection(serving["requests"])
+    speed = f"{serving['tokens_per_second']:.1f}" if counted else "-"
     return serving["realm"], serving["model"], serving["device"], busy, str(serving["queued"]), speed
 
 

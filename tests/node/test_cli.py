@@ -18,6 +18,7 @@ import trio.lowlevel
 import cli
 from node.answers import Delta, Question
 from node.bookkeeper import Bookkeeper
+from node.commands.nodes import _serving_row
 from node.commands.screen import printable
 from node.federation import ledger_folder, load_genesis, load_issuer
 from node.gateway.wishes import MtorWishes
@@ -372,6 +373,26 @@ def test_a_folder_serves_one_process_at_a_time(mtor: Mtor, tmp_path: Path) -> No
             code, _, err = mtor(*command)
             assert code == cli.FAILED and "runs on" in err and "mtor stop" in err, command
     assert mtor("ledger", "balance")[0] == 0
+
+
+SERVING = {"realm": "$CHAT", "model": MODEL, "requests": ["chat"], "ready": True, "unloaded": False, "device": "cpu"}
+SERVING |= {"slots": 2, "busy": 1, "queued": 0, "tokens_per_second": 12.34}
+
+
+@pytest.mark.parametrize(
+    ("changes", "paused", "busy", "speed"),
+    [
+        ({}, False, "1/2", "12.3"),
+        ({"requests": ["imagine"], "tokens_per_second": 298_282.9}, False, "1/2", "-"),
+        ({"requests": ["speak"]}, False, "1/2", "-"),
+        ({"ready": False}, False, "loading", "12.3"),
+        ({"ready": False, "unloaded": True}, False, "unloaded", "12.3"),
+        ({"ready": False, "unloaded": True}, True, "paused", "12.3"),
+        ({"ready": False}, True, "paused", "12.3"),
+    ],
+)
+def test_status_says_what_a_model_does(changes: dict[str, Any], paused: bool, busy: str, speed: str) -> None:
+    assert _serving_row(SERVING | changes, paused=paused) == ("$CHAT", MODEL, "cpu", busy, "0", speed)
 
 
 # --- with a node running -------------------------------------------------------------------------------
