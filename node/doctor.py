@@ -47,6 +47,7 @@ OLDEST_PLAUSIBLE = 1_760_000_000  # Unix seconds; a clock before this makes ever
 FUTURE_SECONDS = 3_600.0  # files that are younger than now by more tell of a clock that was set back
 OTHERS = stat.S_IRWXG | stat.S_IRWXO
 NODE_LOG = "see its log in the data folder, logs/node.log"
+ASK_OPERATOR = "ask its operator for its present address (`mtor status`), or check the firewall on both sides"
 PYTORCH = "install a CUDA build of torch: https://pytorch.org/get-started/locally names the command"
 
 
@@ -63,7 +64,8 @@ class Finding:
 def examine(data: Path, config_path: Path | None = None) -> list[Finding]:
     """Everything that can be looked at from here. Blocks for some seconds."""
     machine = [*_python(), *_folder(data), *_identity(data), *_clock(data)]
-    running, about_node = _node(data)
+    status, about_node = _node(data)
+    running = status is not None
     path = config_file(data, config_path)
     try:
         config = load_config(path, must_exist=config_path is not None)
@@ -77,9 +79,10 @@ def examine(data: Path, config_path: Path | None = None) -> list[Finding]:
     except CardsFileError as error:
         return [*findings, Finding("bad", "card", str(error), "correct the file, or take hardware.declared out")]
     findings += [*_cards(cards), *_models(ModelStore(models_folder(data)), config, cards, running)]
+    findings += _served(config, status or {})
     if not running:
         findings += _ports(config)
-    return [*findings, *_gateway(data, config), *_listening(config), *_joining(config)]
+    return [*findings, *_gateway(data, config), *_listening(config), *_joining(config, status or {})]
 
 
 # --- the machine ---------------------------------------------------------------------------------------
@@ -191,9 +194,6 @@ def _unusable(card: Card, torch_version: str, torch_cuda: str | None) -> Finding
 
 
 def _models(store: ModelStore, config: NodeConfig, cards: Cards, running: bool) -> Iterator[Finding]:
-    if not config.realms:
-        fix = "fine for a node that only asks; otherwise `mtor up --model smollm2-135m`, or `realms:` in realms.yml"
-        yield Finding("note", "models", "the configuration serves none", fix)
     space = look_at(cards, config.hardware.reserve_mib, {})
     for section in config.local_models:
         try:
@@ -208,6 +208,16 @@ def _models(store: ModelStore, config: NodeConfig, cards: Cards, running: bool) 
             yield from _place(section, fits(need_of(section, folder), space))
 
 
+def _served(config: NodeConfig, status: Json) -> Iterator[Finding]:
+    """What is served when the configuration names nothing: what the running node's command line named."""
+    served = sorted({serving["model"] for serving in status.get("serving", ())})
+    if not config.realms and served:
+        yield Finding("ok", "models", f"the running node serves {', '.join(served)}, as its command line says")
+    elif not config.realms:
+        fix = "fine for a node that only asks; otherwise `mtor up --model smollm2-135m`, or `realms:` in realms.yml"
+        yield Finding("note", "models", "the configuration serves none", fix)
+
+
 def _place(section: RealmSection, place: Json) -> Iterator[Finding]:
     """Does a model find a card, and room on it?"""
     if not place["fits"]:
@@ -220,21 +230,21 @@ def _place(section: RealmSection, place: Json) -> Iterator[Finding]:
 # --- the node and its ports ----------------------------------------------------------------------------
 
 
-def _node(data: Path) -> tuple[bool, list[Finding]]:
-    """Does a node run, and is it well?"""
+def _node(data: Path) -> tuple[Json | None, list[Finding]]:
+    """Does a node run, and is it well? Its status; empty if it does not tell, None if no node runs."""
     try:
         client = NodeClient(data, NODE_SECONDS)
         status = client.call("status")
         waiting = client.not_ready()
     except NoNode as error:
-        return False, [Finding("note", "node", str(error), "mtor up")]
+        return None, [Finding("note", "node", str(error), "mtor up")]
     except NodeRefused as error:
-        return True, [Finding("bad", "node", f"it runs, but says: {error}", NODE_LOG)]
+        return {}, [Finding("bad", "node", f"it runs, but says: {error}", NODE_LOG)]
     findings = [Finding("ok", "node", f"runs for {status['uptime_seconds']} s with {status['peers']} peers")]
     if waiting:
         fix = "wait, serve a model, or join a peer that does; `mtor status` and `mtor peers` show more"
         findings.append(Finding("note", "node", f"it could answer no question now: {waiting}", fix))
-    return True, findings + [Finding("bad", "node", problem, NODE_LOG) for problem in status["problems"]]
+    return status, findings + [Finding("bad", "node", problem, NODE_LOG) for problem in status["problems"]]
 
 
 def _ports(config: NodeConfig) -> Iterator[Finding]:
@@ -292,7 +302,7 @@ def _listening(config: NodeConfig) -> Iterator[Finding]:
         yield Finding("note", "listening", "on this machine alone: other machines cannot reach the node", fix)
 
 
-def _joining(config: NodeConfig) -> Iterable[Finding]:
+def _joining(config: NodeConfig, status: Json) -> Iterable[Finding]:
     from node.app import BUNDLED_BOOTSTRAP
 
     path = config.node.bootstrap or (BUNDLED_BOOTSTRAP if BUNDLED_BOOTSTRAP.exists() else None)
@@ -300,6 +310,10 @@ def _joining(config: NodeConfig) -> Iterable[Finding]:
         addresses = [peer.address for peer in read_bootstrap_file(path)] if path else []
     except BootstrapError as error:
         return [Finding("bad", "bootstrap", str(error), "correct the list")]
+    if not addresses and (known := status.get("bootstrap", {}).get("known", 0)):
+        reached = status["bootstrap"]["reachable"]
+        found = f"the running node reaches {reached} of {known} first peers, which its command line named"
+        return [Finding("ok" if reached else "bad", "bootstrap", found, "" if reached else ASK_OPERATOR)]
     if not addresses:
         fix = "`mtor up --bootstrap ADDRESS` joins for one run, a list as node.bootstrap at every start"
         return [Finding("note", "bootstrap", "no first peer is known: the node waits until somebody dials it", fix)]
@@ -313,6 +327,5 @@ def _dialled(address: str) -> Finding:
     try:
         socket.create_connection((host, int(port)), timeout=DIAL_SECONDS).close()
     except OSError as error:
-        fix = "ask its operator for its present address (`mtor status`), or check the firewall on both sides"
-        return Finding("bad", "bootstrap", f"{address} cannot be reached: {error}", fix)
+        return Finding("bad", "bootstrap", f"{address} cannot be reached: {error}", ASK_OPERATOR)
     return Finding("ok", "bootstrap", f"{address} can be reached")

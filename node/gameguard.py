@@ -171,7 +171,8 @@ class GameGuard:
         before = self._decision
         self._decision = decide(before, self._heard(), _steady_ms(), self._resume_after_ms)
         if self._decision.paused and not before.paused:
-            log.info("paused: %s", self._decision.why)
+            ends = "; `mtor resume` ends it" if self._by_hand.read().says is Says.PAUSE else ""
+            log.info("paused: %s%s", self._decision.why, ends)
         if before.paused and not self._decision.paused:
             log.info("serving again")
 

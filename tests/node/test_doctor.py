@@ -223,7 +223,7 @@ def reporting(*problems: str) -> Callable[[str, Json], Awaitable[Json]]:
     return call
 
 
-async def about_node(data: Path) -> tuple[bool, list[Finding]]:
+async def about_node(data: Path) -> tuple[Json | None, list[Finding]]:
     """What the doctor says of the node that runs on `data`."""
     return await trio.to_thread.run_sync(doctor._node, data)
 
@@ -231,11 +231,11 @@ async def about_node(data: Path) -> tuple[bool, list[Finding]]:
 async def test_a_running_node_is_asked_how_it_is(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with gateway_world(data) as world:
         monkeypatch.setattr(world.operations, "call", reporting())
-        running, [finding] = await about_node(data)
-        assert running and finding.level == "ok" and "5 s with 2 peers" in finding.found
+        status, [finding] = await about_node(data)
+        assert status and finding.level == "ok" and "5 s with 2 peers" in finding.found
         world.facts.ready = (False, "no connected peer offers a model yet")
-        running, findings = await about_node(data)
-        assert running and [finding.level for finding in findings] == ["ok", "note"]
+        status, findings = await about_node(data)
+        assert status and [finding.level for finding in findings] == ["ok", "note"]
         assert "no connected peer offers a model yet" in findings[1].found
         monkeypatch.setattr(world.operations, "call", reporting("no bootstrap peer can be reached"))
         _, findings = await about_node(data)
@@ -243,15 +243,35 @@ async def test_a_running_node_is_asked_how_it_is(data: Path, monkeypatch: pytest
         assert "no bootstrap peer" in finding.found and "node.log" in finding.fix
 
 
+async def test_what_the_command_line_gave_the_running_node_is_asked_of_it(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status: Json = {"uptime_seconds": 5, "peers": 2, "problems": [], "serving": [{"model": "tiny"}]}
+    status["bootstrap"] = {"known": 1, "reachable": 1}
+
+    async def call(name: str, arguments: Json) -> Json:
+        return status
+
+    async with gateway_world(data) as world:
+        monkeypatch.setattr(world.operations, "call", call)
+        findings = await trio.to_thread.run_sync(examine, data)
+        assert levels(findings, "models") == levels(findings, "bootstrap") == ["ok"]
+        assert any("serves tiny" in finding.found for finding in findings)
+        status["bootstrap"]["reachable"] = 0
+        status["serving"] = []
+        findings = await trio.to_thread.run_sync(examine, data)
+        assert levels(findings, "models") == ["note"] and levels(findings, "bootstrap") == ["bad"]
+
+
 def test_a_node_that_hangs_is_told_from_one_that_is_gone(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "NODE_SECONDS", 0.2)
     (data / "admin.token").write_text("token")
     with listener() as port:  # takes the connection, and says nothing
         (data / "gateway.json").write_text(json.dumps({"url": f"http://127.0.0.1:{port}", "pid": os.getpid()}))
-        running, [finding] = doctor._node(data)
-        assert running and finding.level == "bad" and "hangs" in finding.found
-    running, [finding] = doctor._node(data)
-    assert not running and finding.level == "note"
+        status, [finding] = doctor._node(data)
+        assert status == {} and finding.level == "bad" and "hangs" in finding.found
+    status, [finding] = doctor._node(data)
+    assert status is None and finding.level == "note"
 
 
 def test_a_gateway_that_others_reach_needs_keys(data: Path) -> None:
@@ -283,9 +303,9 @@ def test_bootstrap_peers_are_dialled(tmp_path: Path) -> None:
         with listener() as gone:
             pass
         peers.write_text("".join(f"/ip4/127.0.0.1/tcp/{number}/p2p/{PEER}\n" for number in (port, gone)))
-        reached, lost = doctor._joining(config)
+        reached, lost = doctor._joining(config, {})
     assert reached.level == "ok" and str(port) in reached.found
     assert lost.level == "bad" and str(gone) in lost.found and "firewall" in lost.fix
     peers.write_text("nonsense\n")
-    [finding] = doctor._joining(config)
+    [finding] = doctor._joining(config, {})
     assert finding.level == "bad" and "line 1" in finding.found

@@ -545,6 +545,16 @@ async def test_a_node_that_starts_beside_a_game_steps_aside_first(tmp_path: Path
     nursery.cancel_scope.cancel()
 
 
+async def test_a_start_beside_a_standing_pause_says_how_to_end_it(
+    tmp_path: Path, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    ByHand(tmp_path, lambda: 0).pause(None)
+    await nursery.start(World(tmp_path).guard().run)
+    assert "paused: paused by hand; `mtor resume` ends it" in caplog.text
+    nursery.cancel_scope.cancel()
+
+
 async def test_by_hand_it_is_done_when_the_call_returns(tmp_path: Path, nursery: trio.Nursery) -> None:
     world = World(tmp_path)
     guard = world.guard()
