@@ -27,6 +27,7 @@ NAME_LENGTH = 40
 
 def imagine(options: argparse.Namespace) -> int:
     """One picture."""
+    _refuse_empty(options.text)
     target = _target(options, options.text, ".png")
     client = NodeClient(data_folder(options.data))
     body = given(
@@ -80,6 +81,7 @@ class _Painted:
 def say(options: argparse.Namespace) -> int:
     """Text to a WAV file."""
     text = sys.stdin.read() if options.text == "-" else options.text
+    _refuse_empty(text)
     target = _target(options, text, ".wav")
     client = NodeClient(data_folder(options.data))
     body = given(input=text, model=options.model, voice=options.voice, speed=options.speed, mtor=wishes(options))
@@ -91,6 +93,11 @@ def say(options: argparse.Namespace) -> int:
     sound, facts = speech(client, body)
     _write(target, [sound])
     return _told(options, target, facts)
+
+
+def _refuse_empty(text: str) -> None:
+    if not text.strip():
+        raise UsageError("the text is empty; say what it should be made of")
 
 
 def speech(client: NodeClient, body: Json) -> tuple[bytes, Json]:
@@ -117,15 +124,26 @@ def transcribe(options: argparse.Namespace) -> int:
     )
     answer = client.form(route, {name: str(value) for name, value in fields.items()}, options.file.name, sound)
     if options.timestamps:
-        print(printable(answer.decode(errors="replace")), end="")
+        captions = answer.decode(errors="replace")
+        print(printable(captions), end="")
+        if "-->" not in captions:
+            _say_silence()
         return 0
     facts = NodeClient.parsed(answer)
     if options.json:
         print_json({"text": facts["text"], **facts["mtor"]})
     else:
-        print(printable(facts["text"]))
+        if facts["text"].strip():
+            print(printable(facts["text"]))
+        else:
+            _say_silence()
         print_bill(facts["mtor"])
     return 0
+
+
+def _say_silence() -> None:
+    """On standard error: what was heard is what goes on, and that is nothing."""
+    print("nothing was heard", file=sys.stderr)
 
 
 def read_media(path: Path) -> bytes:

@@ -448,6 +448,29 @@ async def test_all_wishes_reach_the_node_and_stand_in_the_quickstart(mtor: Mtor,
     assert all(flag.strip().strip("`") in said for flag, _ in rows)
 
 
+async def test_silence_is_told_beside_the_output(mtor: Mtor, tmp_path: Path) -> None:
+    sound = tmp_path / "silence.wav"
+    sound.write_bytes(b"RIFF")
+    async with gateway_world(tmp_path, saying("")) as world:
+        code, out, err = await with_node(world, mtor, "transcribe", str(sound))
+        assert (code, out) == (0, "") and err.startswith("nothing was heard\n")
+        code, out, err = await with_node(world, mtor, "transcribe", str(sound), "--json")
+        assert json.loads(out)["text"] == "" and err == ""
+        world.answers.script = saying("WEBVTT\n\n")
+        code, out, err = await with_node(world, mtor, "transcribe", str(sound), "--timestamps")
+        assert (code, out, err) == (0, "WEBVTT\n\n", "nothing was heard\n")
+        world.answers.script = saying("Hello.")
+        code, out, err = await with_node(world, mtor, "transcribe", str(sound))
+        assert (code, out) == (0, "Hello.\n") and "nothing" not in err
+
+
+@pytest.mark.parametrize("verb", ["imagine", "say"])
+def test_an_empty_text_is_wrong_usage(mtor: Mtor, verb: str) -> None:
+    for text in ("", " \n"):
+        code, out, err = mtor(verb, text)
+        assert (code, out) == (cli.USAGE, "") and err.startswith("mtor: the text is empty")
+
+
 async def test_a_refusal_is_4_also_in_mid_answer(mtor: Mtor, tmp_path: Path) -> None:
     async with gateway_world(tmp_path, failing(ErrorCode.NO_PEER, "nobody serves that")) as world:
         code, out, err = await with_node(world, mtor, "ask", "hello")
