@@ -10,11 +10,16 @@ import pytest
 import trio
 
 from node.cards import Card, CardProcess
+from node.engines.network_choice import record
+from node.engines.packed_network import PackedNetwork
+from node.engines.plain_network import PlainNetwork
 from node.engines.process import ModelFolder, ProcessEngine, Seat
+from node.engines.recorded_steps import CardRecorder
 from node.engines.tiny import make_tiny_model
 from node.guard.on_card import CardLimits, CardSense
 from node.guard.sense import Says
 from node.nvml_cards import NvmlCards
+from tests.node.test_engine_networks import llama
 
 CARDS = NvmlCards()
 pytestmark = pytest.mark.skipif(not CARDS.cards(), reason="needs a CUDA card")
@@ -90,3 +95,13 @@ async def test_a_suspended_engine_leaves_no_memory_behind(card: Card, tmp_path: 
         await trio.to_thread.run_sync(until, lambda: CARDS.cards()[0].free_mib >= card.free_mib - 64, 10)
         assert time.monotonic() - began < ASIDE_SECONDS
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("arithmetic", ["bf16", "fp16"])
+def test_steps_are_recorded_and_give_what_transformers_gives(arithmetic: str) -> None:
+    model = llama().to("cuda")
+    model = model.half() if arithmetic == "fp16" else model
+    network = PackedNetwork(model, arithmetic)
+    record(network, PlainNetwork(model), CardRecorder)
+    assert network._recorder is not None and not network._recorder.failed
+    assert network._recorder.recordings == 2  # of two answers and of three
