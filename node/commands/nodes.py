@@ -10,7 +10,7 @@ from node.commands.owner import guard_words
 from node.commands.screen import print_facts, print_json, print_table, printable
 from node.paths import config_file, data_folder
 
-IN_TOKENS = frozenset({"chat", "vision"})  # requests whose answers are tokens; pictures and sounds have other units
+IN_TOKENS = frozenset({"chat"})  # requests whose answers come token by token; others come at once or in other units
 
 
 def up(options: argparse.Namespace) -> int:
