@@ -10,8 +10,6 @@ from node.commands.owner import guard_words
 from node.commands.screen import print_facts, print_json, print_table, printable
 from node.paths import config_file, data_folder
 
-IN_TOKENS = frozenset({"chat"})  # requests whose answers come token by token; others come at once or in other units
-
 
 def up(options: argparse.Namespace) -> int:
     """Run the node."""
@@ -83,7 +81,8 @@ def status(options: argparse.Namespace) -> int:
 def _serving_row(serving: Json, *, paused: bool) -> tuple[str, ...]:
     absent = "paused" if paused else "unloaded" if serving["unloaded"] else "loading"
     busy = f"{serving['busy']}/{serving['slots']}" if serving["ready"] else absent
-    counted = serving["tokens_per_second"] and IN_TOKENS.intersection(serving["requests"])
+    # Other answers than a chat's come at once, or in other units.
+    counted = serving["tokens_per_second"] and "chat" in serving["requests"]
     speed = f"{serving['tokens_per_second']:.1f}" if counted else "-"
     return serving["realm"], serving["model"], serving["device"], busy, str(serving["queued"]), speed
 

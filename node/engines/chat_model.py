@@ -22,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 from node.engines.control_tokens import ControlTokens
 from node.engines.devices import choose_device, describe_device
 from node.engines.network_choice import choose_network
-from node.engines.networks import Network, fastest_arithmetic, fewest_threads
+from node.engines.networks import Network, fastest_arithmetic, fastest_unpacked, fewest_threads
 from node.engines.packed_network import PackedNetwork
 from node.engines.port import EngineError, check_roles
 from node.engines.threads import ThreadChoice
@@ -36,7 +36,6 @@ DTYPES = {
     "fp16": torch.float16,
     "fp32": torch.float32,
 }
-WITHOUT_PACKING = {"packed": "bf16", "packed-fp32": "fp32"}
 SMALL_BYTES = 8 * 2**20  # of weights: they stay in the processor's cache, so fewer bits would save nothing
 MANY_ANSWERS = 8  # for which the threads of several answers at once are measured at the start
 
@@ -176,9 +175,8 @@ def _choose_arithmetic(device: torch.device, folder: Path) -> str:
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     if sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= SMALL_BYTES:
         return "fp32"
-    fastest = fastest_arithmetic()
     config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    return fastest if PackedNetwork.suits(config) else WITHOUT_PACKING.get(fastest, fastest)
+    return fastest_arithmetic() if PackedNetwork.suits(config) else fastest_unpacked()
 
 
 def _stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

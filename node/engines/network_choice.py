@@ -33,7 +33,7 @@ STEPS_TO_RECORD = (2,) * (SEEN_BEFORE + 2) + (3,) * (SEEN_BEFORE + 2)  # and the
 
 
 def choose_network(model: Any, arithmetic: str) -> Network:
-    """`model` is one of transformers; `arithmetic` is "packed", "bf16", "fp16" or "fp32"."""
+    """`model` is one of transformers; `arithmetic` is a key of `packed_network.PRODUCTS`."""
     plain = PlainNetwork(model)
     if PackedNetwork.suits(model.config):
         network = _packed(model, arithmetic, plain)

@@ -64,6 +64,11 @@ def fastest_arithmetic() -> str:
     )
 
 
+def fastest_unpacked() -> str:
+    """ "bf16" or "fp32", for networks that have no packed weights: what surrounds them where they would pay."""
+    return {"packed": "bf16", "packed-fp32": "fp32"}.get(found := fastest_arithmetic(), found)
+
+
 def fastest(candidates: Mapping[str, Callable[[], torch.Tensor]]) -> str:
     """The name of what takes least, each at its best."""
     return min(candidates, key=lambda name: min(seconds(candidates[name])))

@@ -198,13 +198,14 @@ class PackedNetwork:
         # 1. The rows in the order of their shelves.
         arranged = self._shelves.arranged(memories)
         ordered = [row for _, rows in arranged for row in rows]
+        shelves, lengths = [(shelf, len(rows)) for shelf, rows in arranged], [row.length for row in ordered]
         given = dict(zip(memories, tokens, strict=True))
-        ids, positions = self._whole([given[row] for row in ordered]), self._whole([row.length for row in ordered])
-        self._reach(1 + max(row.length for row in ordered))
+        ids, positions = self._whole([given[row] for row in ordered]), self._whole(lengths)
+        self._reach(1 + max(lengths))
         # 2. The layers, and the logits.
-        logits = self._played(ids, positions, arranged)
+        logits = self._played(ids, positions, shelves)
         if logits is None:
-            logits = self._step(ids, positions, self._places(arranged, positions))
+            logits = self._step(ids, positions, self._places(shelves, positions, lengths))
         for row in memories:
             row.length += 1
         # 3. In the order that was asked for.
@@ -214,18 +215,17 @@ class PackedNetwork:
         return logits[[at[row] for row in memories]]
 
     def _played(
-        self, ids: torch.Tensor, positions: torch.Tensor, arranged: list[tuple[Shelf, list[Row]]]
+        self, ids: torch.Tensor, positions: torch.Tensor, shelves: list[tuple[Shelf, int]]
     ) -> torch.Tensor | None:
         """Logits from a recorded step, where there is one. A recorded step looks at all that its shelves hold, since
         nothing in it may depend on how long the answers are."""
         if self._recorder is None:
             return None
-        shelves = [(shelf, len(rows)) for shelf, rows in arranged]
         kind = tuple((shelf.capacity, count) for shelf, count in shelves)
         storage = [part for shelf, _ in shelves for part in (shelf.keys, shelf.values)] + list(self._turns)
 
         def step(ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-            return self._step(ids, positions, self._whole_shelves(shelves, positions))
+            return self._step(ids, positions, self._places(shelves, positions, None))
 
         return self._recorder.play(kind, step, (ids, positions), storage)
 
@@ -286,20 +286,18 @@ class PackedNetwork:
         best = logits.topk(min(BEST_TOKENS, logits.shape[1])).indices
         return logits.scatter_(1, best, torch.bmm(self._last[best].float(), normed[:, :, None])[..., 0])
 
-    def _places(self, arranged: list[tuple[Shelf, list[Row]]], positions: torch.Tensor) -> list[_Place]:
-        places, first = [], 0
-        for shelf, rows in arranged:
-            here, lengths = positions[first : first + len(rows)], [row.length for row in rows]
-            mask = None if min(lengths) == max(lengths) else self._mask(here, 1 + max(lengths))
-            places.append(_Place(shelf, here, first, 1 + max(lengths), mask))
-            first += len(rows)
-        return places
-
-    def _whole_shelves(self, shelves: list[tuple[Shelf, int]], positions: torch.Tensor) -> list[_Place]:
+    def _places(
+        self, shelves: list[tuple[Shelf, int]], positions: torch.Tensor, lengths: Sequence[int] | None
+    ) -> list[_Place]:
+        """`shelves`: with how many rows of each take part. `lengths` of all these rows; None looks at all that the
+        shelves hold."""
         places, first = [], 0
         for shelf, count in shelves:
             here = positions[first : first + count]
-            places.append(_Place(shelf, here, first, shelf.capacity, self._mask(here, shelf.capacity)))
+            own = None if lengths is None else lengths[first : first + count]
+            end = shelf.capacity if own is None else 1 + max(own)
+            mask = None if own is not None and min(own) == max(own) else self._mask(here, end)
+            places.append(_Place(shelf, here, first, end, mask))
             first += count
         return places
 

@@ -45,7 +45,7 @@ def in_full(weight: torch.Tensor) -> Product:
 
 
 def packed_between_full(weight: torch.Tensor) -> Product:
-    """`packed`, for a processor without bf16's instructions: its kernel reads and gives fp32 and has its own way of
+    """`packed` from fp32 to fp32, for a processor without bf16's instructions: the packed kernel has its own way of
     multiplying, while everything else in bf16 takes ten times as long there."""
     product = packed(weight.bfloat16())
     return lambda state: product(state.bfloat16()).float()

@@ -29,7 +29,7 @@ from node.engines.backend import Loaded, process_memory_mib
 from node.engines.control_tokens import ControlTokens, broken_up
 from node.engines.devices import choose_device, describe_device, memory_mib
 from node.engines.images import open_picture
-from node.engines.networks import fastest_arithmetic
+from node.engines.networks import fastest_unpacked
 from node.engines.port import EngineError, EngineEvent, Finished, Piece, Prompted, check_roles
 from node.engines.sampling import Sampler, SamplingParameters
 from node.engines.text import Detokenizer, StopFilter
@@ -278,7 +278,7 @@ def _forged() -> EngineError:
 def _arithmetic(device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    return "fp32" if fastest_arithmetic() == "fp32" else "bf16"
+    return fastest_unpacked()
 
 
 def _places(processor: Any, tokenizer: Any) -> dict[str, int]:

@@ -25,7 +25,7 @@ from transformers import (
 
 from node.engines.chat_model import ChatModel
 from node.engines.network_choice import alike
-from node.engines.networks import Network, fastest_arithmetic
+from node.engines.networks import Network, fastest_arithmetic, fastest_unpacked
 from node.engines.packed_network import BEST_TOKENS, PackedNetwork
 from node.engines.plain_network import PlainNetwork
 from node.engines.products import Product, in_four_bits, in_half_precision, packed
@@ -354,6 +354,16 @@ def test_the_arithmetic_of_prompts_decides_what_surrounds_the_weights(monkeypatc
     assert fastest_arithmetic() == "fp32" and asked[1] == {"packed-fp32", "fp32"}
     monkeypatch.setattr("node.engines.networks.fastest", lambda candidates: next(iter(candidates)))
     assert fastest_arithmetic() == "packed"
+
+
+@pytest.mark.parametrize(
+    ("measured", "unpacked"), [("packed", "bf16"), ("packed-fp32", "fp32"), ("bf16", "bf16"), ("fp32", "fp32")]
+)
+def test_networks_without_packed_weights_get_what_would_surround_them(
+    measured: str, unpacked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.engines.networks.fastest_arithmetic", lambda: measured)
+    assert fastest_unpacked() == unpacked
 
 
 def test_packed_weights_between_full_numbers() -> None:
