@@ -16,6 +16,9 @@ from torch.nn import functional
 from node.engines.products import in_eight_bits, in_half_precision
 
 PROMPT_TOKENS = 64  # for which the arithmetic of prompts is measured
+FOR_PROMPTS = 4_096  # rows of the matrix that prompts are multiplied with
+BEYOND_CACHES = 16_384  # rows of the one for single tokens, 64 MiB in fp32: a model's weights come from memory
+PACKING_PAYS = 1.25  # times fp32's step, in 8 bits: there the two are near each other, and 4 bits take half as long
 NEARLY = 1.1  # of the fastest step
 
 
@@ -52,16 +55,16 @@ class Network(Protocol):
 def fastest_arithmetic() -> str:
     """ "packed", "packed-fp32", "bf16" or "fp32": measured, because a CPU without the instructions is ten times slower
     with some. Prompts and attention decide between bf16 and fp32, single tokens whether the weights are packed."""
-    single, prompt = torch.ones(4_096, 1_024), torch.ones(PROMPT_TOKENS, 1_024)
-    halved = in_half_precision(single)
-    half_wins = fastest({"half": lambda: halved(prompt.bfloat16()), "full": lambda: functional.linear(prompt, single)})
-    state, eight = torch.ones(1, 1_024), in_eight_bits(single)
+    single, prompt = torch.ones(BEYOND_CACHES, 1_024), torch.ones(PROMPT_TOKENS, 1_024)
+    part = single[:FOR_PROMPTS]
+    half_part = in_half_precision(part)
+    half_wins = fastest({"half": lambda: half_part(prompt.bfloat16()), "full": lambda: functional.linear(prompt, part)})
+    state, eight, halved = torch.ones(1, 1_024), in_eight_bits(single), in_half_precision(single)
     if half_wins == "half":
         half = state.bfloat16()
         return fastest({"packed": lambda: eight(half), "bf16": lambda: halved(half)})
-    return fastest(
-        {"packed-fp32": lambda: eight(state.bfloat16()).float(), "fp32": lambda: functional.linear(state, single)}
-    )
+    full = min(seconds(lambda: functional.linear(state, single)))
+    return "packed-fp32" if min(seconds(lambda: eight(state.bfloat16()).float())) < PACKING_PAYS * full else "fp32"
 
 
 def fastest_unpacked() -> str:

@@ -344,14 +344,12 @@ def test_this_machine_is_measured() -> None:
 def test_the_arithmetic_of_prompts_decides_what_surrounds_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor without bf16's instructions gets bf16 nowhere but inside of the packed product, however fast that is
     for one token: a prompt would take ten times as long."""
-    asked: list[set[str]] = []
-
-    def slow_halves(candidates: dict[str, Any]) -> str:
-        asked.append(set(candidates))
-        return "full" if "full" in candidates else min(candidates)
-
-    monkeypatch.setattr("node.engines.networks.fastest", slow_halves)
-    assert fastest_arithmetic() == "fp32" and asked[1] == {"packed-fp32", "fp32"}
+    monkeypatch.setattr("node.engines.networks.fastest", lambda candidates: "full")
+    monkeypatch.setattr("node.engines.networks.seconds", lambda work: [1.0])
+    assert fastest_arithmetic() == "packed-fp32"
+    taken = iter([1.0, 2.0])  # for fp32, and packed
+    monkeypatch.setattr("node.engines.networks.seconds", lambda work: [next(taken)])
+    assert fastest_arithmetic() == "fp32"
     monkeypatch.setattr("node.engines.networks.fastest", lambda candidates: next(iter(candidates)))
     assert fastest_arithmetic() == "packed"
 
