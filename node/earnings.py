@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
+import trio
+
 from node.ledger_writer import LedgerWriter
 from node.open_channels import OpenChannels, last_voucher
 from node.ordering import Ordering
@@ -80,6 +82,7 @@ class Earnings:
         self._channels = channels
         self._clock = clock
         self._serving: set[ChannelId] = set()
+        self._settling = trio.Lock()
         self._looks: dict[NodeId, list[int]] = {}  # when each payer last made this node look for a channel
 
     async def cover(self, channel: ChannelId, payer: NodeId) -> ChannelView:
@@ -190,7 +193,14 @@ class Earnings:
         return request
 
     async def close_idle(self, idle_ms: int) -> int:
-        """Settle all channels that owe this node and are idle for `idle_ms` or near their expiry. How many were."""
+        """Settle all channels that owe this node and are idle for `idle_ms` or near their expiry. How many were.
+
+        One round at a time: whoever asks to settle must not be told that it is done while another round is at it.
+        """
+        async with self._settling:
+            return await self._close_idle(idle_ms)
+
+    async def _close_idle(self, idle_ms: int) -> int:
         closed = 0
         for channel in [channel for channel in self._channels.states if self._to_settle(channel, idle_ms)]:
             try:

@@ -204,6 +204,25 @@ async def test_only_what_is_owed_and_idle_is_closed() -> None:
         assert await bob.close_idle(60 * SECONDS) == 1
 
 
+async def test_who_asks_to_settle_while_that_is_going_on_waits_until_it_is_done() -> None:
+    async with books() as house:
+        _, alice, bob = await three(house)
+        leases = (alice.lease(BOB.node, *PRICES, QUOTE, 1) for _ in range(2))
+        async with next(leases) as first, next(leases) as second:
+            await pay(first, bob, ALICE.node, 1, 0)
+            await pay(second, bob, ALICE.node, 1, 0)
+        rounds: list[tuple[int, int]] = []
+
+        async def settle() -> None:
+            closed = await bob.close_idle(0)
+            rounds.append((closed, (await bob.balance()).pending))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(settle)
+            nursery.start_soon(settle)
+        assert rounds == [(2, 0), (0, 0)]
+
+
 async def test_a_channel_near_its_expiry_is_closed_even_if_it_is_in_use() -> None:
     async with books() as house:
         _, alice, bob = await three(house)
