@@ -12,10 +12,14 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
 
 ROOT = Path(__file__).parents[2]
 LEDGER = ROOT / "protocol" / "ledger"
@@ -50,6 +54,7 @@ FIRST = {  # where most mutants of a module are found
     "state": VECTORS,
 }
 CHOSEN = "test_ledger or test_federation or ledger_ or merkle"  # of the vectors, the ledger's
+FAILED = 1  # pytest's status
 PRELOADED = (
     "pytest",
     "hypothesis.stateful",
@@ -604,27 +609,54 @@ class _Finder(importlib.abc.MetaPathFinder):
         return importlib.util.spec_from_loader(fullname, loader)
 
 
-def run(name: str) -> int:
-    """pytest's exit status with that guard broken: 0 is a survivor, 1 a kill, anything else an accident.
+class _Killer:
+    """Which test failed."""
 
+    test: str | None = None
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Called by pytest."""
+        if report.failed and self.test is None:
+            self.test = report.nodeid
+
+
+def run(name: str, known: str | None = None) -> tuple[int, str | None]:
+    """pytest's exit status with that guard broken (0 is a survivor, 1 a kill, anything else an accident), and the test
+    that killed it.
+
+    `known` is the test that did so before, and is tried first: nearly always it is all that has to run.
     In a process that has not imported the ledger yet.
     """
-    assert not any(module.startswith("protocol.ledger") for module in sys.modules)
     mutant = MUTANTS.get(name, CONTROL)
-    sys.meta_path.insert(0, _Finder(mutant))
+    first = FIRST.get(mutant.module, TESTS[0])
+    killer = _Killer()
+    if known is not None and _run_tests(mutant, killer, known) == FAILED:
+        return FAILED, killer.test
+    for test in (first, *(test for test in TESTS if test != first)):
+        status = _run_tests(mutant, killer, f"tests/{test}")
+        if status:
+            return status, killer.test
+    return 0, None
+
+
+def run_unbroken(tests: Iterable[str]) -> int:
+    """pytest's exit status for these tests with nothing broken, run in the same way."""
+    return _run_tests(CONTROL, _Killer(), *tests)
+
+
+def _run_tests(mutant: Mutant, killer: _Killer, *tests: str) -> int:
+    loaded = any(isinstance(finder, _Finder) for finder in sys.meta_path)
+    assert loaded or not any(module.startswith("protocol.ledger") for module in sys.modules)
+    if not loaded:
+        sys.meta_path.insert(0, _Finder(mutant))
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # these tests need no plugin, and each takes time to load
     import pytest
 
     options = ["-c", os.devnull, "--rootdir", str(ROOT), "--import-mode=importlib", "-k", CHOSEN]
     options += ["-o", f"pythonpath={ROOT / 'tests' / 'spec'}"]
     options += ["-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider"]
-    first = FIRST.get(mutant.module, TESTS[0])
-    for test in (first, *(test for test in TESTS if test != first)):
-        status = int(pytest.main([*options, str(ROOT / "tests" / test)]))
-        if status:
-            return status
-    return 0
+    return int(pytest.main([*options, *(str(ROOT / test) for test in tests)], plugins=[killer]))
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1]))
+    sys.exit(run(sys.argv[1])[0])
