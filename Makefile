@@ -14,7 +14,8 @@ export MTOR_MODELS ?= $(CURDIR)/.models
 demo: models
 	@$(BIN)/mtor demo
 
-test: check models
+test: .venv/dev.stamp
+	@$(MAKE) --no-print-directory -j2 check models
 	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --cov=protocol --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100
 
 check: lint types contracts
