@@ -16,7 +16,7 @@ demo: models
 
 test: .venv/dev.stamp
 	@$(MAKE) --no-print-directory -j2 check models
-	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --cov=protocol --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100
+	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder --cov=protocol --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100
 
 check: lint types contracts
 

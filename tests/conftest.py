@@ -1,4 +1,4 @@
-"""For all tests: no clock in Hypothesis, and no skip that hides in CI."""
+"""For all tests: no clock in Hypothesis, no skip that hides in CI, and what takes long begins first."""
 
 import os
 import signal
@@ -48,6 +48,13 @@ class NoHiddenSkips:
         """Say which."""
         for line in self.hidden:
             terminalreporter.write_line(f"FAILED because it was skipped in CI: {line}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files first: two processes share them, and none should idle while the other ends with a long one."""
+    lasting = {item.path for item in items if any(item.get_closest_marker(name) for name in ("slow", "net"))}
+    items.sort(key=lambda item: item.path not in lasting)
 
 
 def pytest_configure(config: pytest.Config) -> None:

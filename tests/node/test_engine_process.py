@@ -21,6 +21,8 @@ from node.engines.requests import chat_request
 from node.engines.tiny import CONTEXT_TOKENS, make_tiny_model
 from protocol.errors import ErrorCode
 
+pytestmark = pytest.mark.slow
+
 ASKED = chat_request("hello", max_tokens=400)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -718,7 +719,7 @@ def _slot(body: bytes) -> tuple[bytes, int, int | None]:
     return (*voted_object(order), order.epoch if isinstance(order, AccountOrder) else None)
 
 
-TestFederationMachine = FederationMachine.TestCase
+TestFederationMachine = pytest.mark.slow(FederationMachine.TestCase)
 TestFederationMachine.settings = settings(
     max_examples=80,
     stateful_step_count=100,
