@@ -8,6 +8,8 @@ PYTHON ?= $(firstword $(shell for p in python3.11 python3.12 python3; do \
 BIN := .venv/bin
 MODELS := smollm2-135m mtor-eyes whisper-tiny.en
 export MTOR_MODELS ?= $(CURDIR)/.models
+# Each node and each engine is a process of its own, and would compile the same files at every start.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test check lint types contracts format bench model-check models preflight venv clean
 
