@@ -16,10 +16,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import pytest
+import pytest
 
 ROOT = Path(__file__).parents[2]
 LEDGER = ROOT / "protocol" / "ledger"
@@ -54,7 +52,7 @@ FIRST = {  # where most mutants of a module are found
     "state": VECTORS,
 }
 CHOSEN = "test_ledger or test_federation or ledger_ or merkle"  # of the vectors, the ledger's
-FAILED = 1  # pytest's status
+FAILED = int(pytest.ExitCode.TESTS_FAILED)
 PRELOADED = (
     "pytest",
     "hypothesis.stateful",
@@ -628,12 +626,13 @@ def run(name: str, known: str | None = None) -> tuple[int, str | None]:
     In a process that has not imported the ledger yet.
     """
     mutant = MUTANTS.get(name, CONTROL)
+    _break(mutant)
     first = FIRST.get(mutant.module, TESTS[0])
     killer = _Killer()
-    if known is not None and _run_tests(mutant, killer, known) == FAILED:
+    if known is not None and _run_tests(killer, known) == FAILED:
         return FAILED, killer.test
     for test in (first, *(test for test in TESTS if test != first)):
-        status = _run_tests(mutant, killer, f"tests/{test}")
+        status = _run_tests(killer, f"tests/{test}")
         if status:
             return status, killer.test
     return 0, None
@@ -641,17 +640,17 @@ def run(name: str, known: str | None = None) -> tuple[int, str | None]:
 
 def run_unbroken(tests: Iterable[str]) -> int:
     """pytest's exit status for these tests with nothing broken, run in the same way."""
-    return _run_tests(CONTROL, _Killer(), *tests)
+    _break(CONTROL)
+    return _run_tests(_Killer(), *tests)
 
 
-def _run_tests(mutant: Mutant, killer: _Killer, *tests: str) -> int:
-    loaded = any(isinstance(finder, _Finder) for finder in sys.meta_path)
-    assert loaded or not any(module.startswith("protocol.ledger") for module in sys.modules)
-    if not loaded:
-        sys.meta_path.insert(0, _Finder(mutant))
+def _break(mutant: Mutant) -> None:
+    assert not any(module.startswith("protocol.ledger") for module in sys.modules)
+    sys.meta_path.insert(0, _Finder(mutant))
+
+
+def _run_tests(killer: _Killer, *tests: str) -> int:
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # these tests need no plugin, and each takes time to load
-    import pytest
-
     options = ["-c", os.devnull, "--rootdir", str(ROOT), "--import-mode=importlib", "-k", CHOSEN]
     options += ["-o", f"pythonpath={ROOT / 'tests' / 'spec'}"]
     options += ["-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider"]

@@ -11,7 +11,7 @@ import contextlib
 import io
 import json
 import multiprocessing
-from collections.abc import Iterable
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -34,17 +34,18 @@ class Result(NamedTuple):
     said: str  # the end of it
 
 
-def _run(name: str) -> Result:
+def _run(name: str, known: str | None) -> Result:
     """In a process of its own."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
-        status, killer = ledger_mutants.run(name, known_killers().get(name))
+        status, killer = ledger_mutants.run(name, known)
     return Result(name, status, killer, said.getvalue()[-800:])
 
 
-def _run_all(names: Iterable[str]) -> list[Result]:
+def _run_all(known: Mapping[str, str]) -> list[Result]:
+    """All mutants; `known` are the tests that some of them fell to before."""
     with _processes() as pool:
-        return list(pool.map(_run, names))
+        return list(pool.map(_run, MUTANTS, map(known.get, MUTANTS)))
 
 
 def _processes() -> ProcessPoolExecutor:
@@ -54,16 +55,9 @@ def _processes() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(AT_ONCE, mp_context=context, max_tasks_per_child=1)
 
 
-def known_killers() -> dict[str, str]:
-    """For mutants the test that each fell to; none if the file is not there."""
-    killers: dict[str, str] = json.loads(KILLERS.read_text(encoding="utf-8")) if KILLERS.exists() else {}
-    return killers
-
-
 def write_killers() -> None:
-    """From a run of all."""
-    KILLERS.unlink(missing_ok=True)
-    killers = {result.name: result.killer for result in _run_all(MUTANTS) if result.killer is not None}
+    """From a run in which none was known."""
+    killers = {result.name: result.killer for result in _run_all({}) if result.killer is not None}
     KILLERS.write_text(json.dumps(killers, indent=0, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -75,7 +69,7 @@ def test_a_mutant_breaks_something(mutant: Mutant) -> None:
 
 @pytest.mark.slow
 def test_no_mutant_survives() -> None:
-    results = _run_all(MUTANTS)
+    results = _run_all(json.loads(KILLERS.read_text(encoding="utf-8")))
     survivors = [result.name for result in results if result.status == 0]
     accidents = [result for result in results if result.status not in (0, FAILED)]
     assert (survivors, accidents) == ([], [])
