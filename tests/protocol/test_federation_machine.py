@@ -721,7 +721,7 @@ def _slot(body: bytes) -> tuple[bytes, int, int | None]:
 
 TestFederationMachine = pytest.mark.slow(FederationMachine.TestCase)
 TestFederationMachine.settings = settings(
-    max_examples=80,
+    max_examples=130,
     stateful_step_count=100,
     deadline=None,
     phases=[Phase.generate],  # making a failure smaller takes minutes, and does not find it
