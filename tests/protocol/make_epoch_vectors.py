@@ -771,6 +771,8 @@ def _evidence() -> dict[str, Json]:
     rotated.do(rotated.recovery(ALICE, VAULT.node))
     next_epoch = world.hold(ALICE, CAROL.node, 2, epoch=1)
     gap = [world.hold(ALICE, CAROL.node, amount, sequence=9) for amount in (1, 2)]
+    before = [world.hold(ALICE, CAROL.node, amount, sequence=0, epoch=1) for amount in (1, 2)]
+    strange = [world.hold(NEW_KEY, CAROL.node, amount) for amount in (1, 2)]
     unknown = [_renamed(world, close) for close in closes]
 
     def case(record: bytes, *, ledger: Ledger = world, proofs: Sequence[bytes] = ()) -> dict[str, Json]:
@@ -793,6 +795,8 @@ def _evidence() -> dict[str, Json]:
             equivocation(_order(world.log[1]), world.hold(ALICE, CAROL.node, 5, sequence=0)),
         ),
         "two holds further on": case(equivocation(*gap)),
+        "two holds with a number from before the epoch": case(equivocation(*before), ledger=ended),
+        "two holds of an account that has nothing": case(equivocation(*strange)),
         "two closes": case(equivocation(*closes)),
         "two closes of a settled channel": case(equivocation(*closes), ledger=settled),
         "two closes of an unknown channel": case(equivocation(*unknown)),
