@@ -27,11 +27,11 @@ LONGEST_TRIED = 64  # tokens of a window: to look past a longer one takes too lo
 _make_layer: Any = DynamicLayer  # transformers' own word for its arguments is not typed
 
 
-class _Rows(DynamicLayer):  # type: ignore[no-untyped-call]
+class _Rows(DynamicLayer):  # type: ignore[misc]
     """One layer of a table's rows: the new tokens' keys and values go to the last column that is seen."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.lazy_initialization(keys, values)
         self._all = keys, values
         self.keys, self.values = keys[:, :, :-1], values[:, :, :-1]

@@ -53,7 +53,7 @@ class ChatModel:
 
     def __init__(self, folder: Path, device: str, threads: int, arithmetic: str = "auto") -> None:
         """`arithmetic` is "packed", "packed-fp32", "bf16" or "fp32" on a CPU; "auto" measures which is fast."""
-        disable_progress_bar()  # type: ignore[no-untyped-call]
+        disable_progress_bar()
         if threads:
             torch.set_num_threads(threads)
         self.device = choose_device(device)

@@ -22,7 +22,7 @@ from transformers.utils.logging import disable_progress_bar
 
 def convert(gguf: Path, folder: Path) -> None:
     """Write `folder` from `gguf`, weights in bf16."""
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    disable_progress_bar()
     source: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     # A model that was loaded from a GGUF refuses save_pretrained; a fresh one with its weights does not.

@@ -63,7 +63,7 @@ class TransformersVoice:
 
     def __init__(self, folder: Path, device: str, threads: int, options: Mapping[str, str]) -> None:
         """Raises `ValueError` for a kind of model that is not known here, `OSError` and what transformers raises."""
-        disable_progress_bar()  # type: ignore[no-untyped-call]
+        disable_progress_bar()
         if threads:
             torch.set_num_threads(threads)
         chosen = choose_device(device)

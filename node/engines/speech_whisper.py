@@ -60,7 +60,7 @@ class Transcriber:
 
     def __init__(self, folder: Path, device: str, threads: int, options: Mapping[str, str]) -> None:
         """`options`: max_seconds of a sound. Raises `ValueError`, `OSError` and what transformers raises."""
-        disable_progress_bar()  # type: ignore[no-untyped-call]
+        disable_progress_bar()
         if threads:
             torch.set_num_threads(threads)
         self._device = choose_device(device)

@@ -49,7 +49,7 @@ class VisionChat:
     def __init__(self, folder: Path, device: str, threads: int, options: Mapping[str, str]) -> None:
         """Options: "arithmetic" ("bf16", "fp16" or "fp32"; measured otherwise), "longest" (pixels) and "context"
         (tokens). Raises `EngineError`, `ValueError`, what transformers raises."""
-        disable_progress_bar()  # type: ignore[no-untyped-call]
+        disable_progress_bar()
         if threads:
             torch.set_num_threads(threads)
         self._device = choose_device(device)
@@ -223,7 +223,7 @@ def _load_processor(folder: Path) -> Any:
     try:
         if known is not None and "video_processor" in known.get_attributes():
             return _pictures_alone(known).from_pretrained(folder, **options)
-        return AutoProcessor.from_pretrained(folder, **options)  # type: ignore[no-untyped-call]
+        return AutoProcessor.from_pretrained(folder, **options)
     except ImportError as error:
         raise EngineError(ErrorCode.ENGINE_FAILED, f"the model's processor lacks a package: {error}") from None
 
