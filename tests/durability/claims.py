@@ -43,6 +43,7 @@ from protocol.messages import (
     Pay,
     Rejected,
     RequestVote,
+    StoreCertificate,
     Voted,
 )
 from protocol.signing import Signer, verify
@@ -271,6 +272,20 @@ class Reopened:
                     raise
                 await trio.sleep(epoch_change.ROUND_SECONDS * 2**attempt)
 
+    async def hand_in(self) -> None:
+        """Bring the witnesses what only others have. Raises `Refused`.
+
+        A Byzantine witness gives replicas a certificate that it kept from the rest. An account order is void with its
+        epoch, but a Close is applied again (chapter 09), and is good for as long as its channel is open."""
+        for name, store in self.stores.items():
+            view = View(store)
+            for position in range(view.epoch_start, view.log_length):
+                record = view.logged(position)
+                for book in self.witnesses if record is not None else ():
+                    answer = await book.answer(self.world.signers[name].node, StoreCertificate(record))
+                    if isinstance(answer, Rejected):
+                        raise Refused(ErrorCode(answer.code), f"a certificate of {name}'s: {answer.reason}")
+
 
 @asynccontextmanager
 async def reopened(world: SmallWorld, names: Sequence[str] = ()) -> AsyncIterator[Reopened]:
@@ -368,6 +383,7 @@ async def _heal(found: Reopened, claims: Claims) -> None:
             await found.end_epoch()
         for book in found.books.values():
             await book.sync()
+        await found.hand_in()
     except Refused as refusal:
         claims.problem(f"the federation does not come to rest: {refusal.code.name}: {refusal}")
 
