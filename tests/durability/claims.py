@@ -9,6 +9,7 @@ signed something knows it at least as well as who holds it.
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 import tempfile
@@ -25,6 +26,7 @@ from node import epoch_change
 from node.bookkeeper import Bookkeeper, LedgerDamaged
 from node.ledger_peers import Answer, LedgerPeers, PeerUnreachable
 from node.open_channels import last_voucher
+from node.quorum import refused
 from node.store import Store, StoreError
 from protocol.codec import body_hash, decode, decode_as, encode
 from protocol.errors import BadSignature, ErrorCode, Refused
@@ -279,12 +281,11 @@ class Reopened:
         epoch, but a Close is applied again (chapter 09), and is good for as long as its channel is open."""
         for name, store in self.stores.items():
             view = View(store)
-            for position in range(view.epoch_start, view.log_length):
-                record = view.logged(position)
-                for book in self.witnesses if record is not None else ():
-                    answer = await book.answer(self.world.signers[name].node, StoreCertificate(record))
-                    if isinstance(answer, Rejected):
-                        raise Refused(ErrorCode(answer.code), f"a certificate of {name}'s: {answer.reason}")
+            records = map(view.logged, range(view.epoch_start, view.log_length))
+            for record, book in itertools.product(filter(None, records), self.witnesses):
+                answer = await book.answer(self.world.signers[name].node, StoreCertificate(record))
+                if isinstance(answer, Rejected):
+                    raise refused(answer)
 
 
 @asynccontextmanager

@@ -489,6 +489,8 @@ _EVIDENCE = {
     ),
     "old-proofs-count": ("self.epoch != view.epoch or ", ""),
     "proofs-again": (" or view.frozen(self.account)", ""),
+    "proofs-with-numbers-of-before-count": ("sequence < taken or ", ""),
+    "proofs-against-who-has-nothing-count": (" or not view.account(account).known", ""),
     "proofs-against-witnesses-again": ("return {} if known is not None else {key", "return {key"),
     "nothing-conflicts": ("return lock is not None and lock.order != checked.hash", "return False"),
     "everything-conflicts": ("return lock is not None and lock.order != checked.hash", "return lock is not None"),
