@@ -15,6 +15,7 @@ from node.libp2p_host import Libp2pNetwork
 from node.network import RecordRules, Stream
 
 PATIENCE = 30.0  # seconds until a test that hangs fails
+SLOW_PATIENCE = 120.0  # if it takes over ten alone: a busy machine takes three times as long
 ECHO = "/mtor/test/echo/1"
 ANY = RecordRules(valid=lambda key, value: True, newest=lambda key, values: 0)
 
@@ -28,10 +29,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.net)
 
 
-async def fail_late() -> None:
+async def fail_late(patience: float) -> None:
     """A test that hangs fails. (A cancel scope in a fixture would not reach the test; a task that fails there does.)"""
-    await trio.sleep(PATIENCE)
-    raise TimeoutError(f"not done within {PATIENCE:.0f} s")
+    await trio.sleep(patience)
+    raise TimeoutError(f"not done within {patience:.0f} s")
 
 
 async def echo(stream: Stream) -> None:
@@ -40,7 +41,7 @@ async def echo(stream: Stream) -> None:
 
 
 @pytest.fixture
-async def start_node(nursery: trio.Nursery) -> StartNode:
+async def start_node(nursery: trio.Nursery, request: pytest.FixtureRequest) -> StartNode:
     """start_node(number, **options): a running node that echoes; without gossip and DHT unless asked for."""
 
     async def start(number: int, **options: Any) -> Libp2pNetwork:
@@ -50,7 +51,8 @@ async def start_node(nursery: trio.Nursery) -> StartNode:
         await nursery.start(network.run)
         return network
 
-    nursery.start_soon(fail_late)
+    slow = request.node.get_closest_marker("slow") is not None
+    nursery.start_soon(fail_late, SLOW_PATIENCE if slow else PATIENCE)
     return start
 
 

@@ -48,6 +48,7 @@ async def test_another_version_of_libp2p_is_refused(monkeypatch: pytest.MonkeyPa
         libp2p_fixes.apply()
 
 
+@pytest.mark.slow
 async def test_more_than_250_connections_one_after_the_other(
     start_node: StartNode, works: Works, underside: Underside
 ) -> None:
