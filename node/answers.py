@@ -47,10 +47,29 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely the model found a token of the answer, and the likeliest ones in its place. Natural logarithms."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """The next piece of text."""
+    """The next piece of text. `logprobs` are of its tokens, where they were asked for."""
 
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCalled:
+    """The model calls a tool of the client's; whole, and before `Completed`."""
+
+    id: str
+    name: str
+    arguments: str  # JSON text
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +106,7 @@ class WorkerShare:
 class Completed:
     """The whole answer was delivered."""
 
-    finish: str  # "stop" or "length"
+    finish: str  # "stop", "length" or "tool_calls"
     model: str
     units_in: int  # of the first worker: what the client's prompt counts
     units_out: int  # over all workers
@@ -106,4 +125,4 @@ class Failed:
     shares: tuple[WorkerShare, ...] = field(default=())
 
 
-AnswerEvent = Routed | Waiting | Delta | Bytes | Progressed | Completed | Failed
+AnswerEvent = Routed | Waiting | Delta | ToolCalled | Bytes | Progressed | Completed | Failed
