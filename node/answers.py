@@ -6,6 +6,7 @@ and is not the whole answer.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from protocol.errors import ErrorCode
@@ -25,6 +26,8 @@ class Question:
     deadline_ms: int = 120_000
     payer: NodeId | None = None  # a sub-account whose credits are the limit: every answer is paid by it
     inputs: tuple[bytes, ...] = ()  # the bytes of the request's media, in its order
+    charged: Callable[[WorkerShare], None] | None = field(default=None, compare=False, repr=False)
+    """Called once with each worker's share when it is in the books, also if nobody waits for the answer any more."""
 
 
 @dataclass(frozen=True, slots=True)

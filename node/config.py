@@ -58,6 +58,26 @@ class GatewaySection(Section):
         24 * 1024 * 1024, ge=1_024, description="Larger requests get 413; 16 MiB of pictures are 22 MiB as base64."
     )
     max_concurrent: int = Field(256, ge=1, description="Requests answered at once; more get 503 with Retry-After.")
+    admin: Literal["loopback", "any"] = Field(
+        "loopback", description="From where the operator's routes may be called: this machine, or anywhere."
+    )
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = Field(
+        (), description="Reverse proxies whose X-Forwarded-For is believed: [127.0.0.1, 10.0.0.0/8]."
+    )
+    anonymous: Literal["auto", "nobody", "loopback", "anybody"] = Field(
+        "auto", description="Who may ask without a key; auto: this machine, while nobody else can reach the gateway."
+    )
+    anonymous_requests_per_minute: int = Field(20, ge=0, description="Queries without a key, an address; 0 no limit.")
+    anonymous_tokens_per_minute: int = Field(0, ge=0, description="Tokens without a key, an address; 0 no limit.")
+    anonymous_tokens_per_day: int = Field(20_000, ge=0, description="Tokens a day, the same; 0 no limit.")
+    anonymous_total_tokens_per_day: int = Field(
+        200_000, ge=0, description="Tokens a day of all who ask without a key together; 0 no limit."
+    )
+    address_requests_per_minute: int = Field(600, ge=0, description="Requests of one address; 0 no limit.")
+    address_concurrent: int = Field(32, ge=0, description="Queries of one address answered at once; 0 no limit.")
+    limit_loopback: bool = Field(
+        False, description="true: these limits of addresses and without a key also hold for this machine's programs."
+    )
 
 
 class RealmSection(Section):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from platformdirs import user_data_path
 DATA_VARIABLE = "MTOR_DATA"
 MODELS_VARIABLE = "MTOR_MODELS"
 LOCK_FILE = "node.lock"
+TURN_SECONDS = 5.0  # for another process to write a small file
 
 
 class DataFolderError(Exception):
@@ -63,6 +65,20 @@ def exclusive(data: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
+        yield
+
+
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Have a lock file for this process while it reads and writes again what several may write. Raises
+    `DataFolderError`."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        until = time.monotonic() + TURN_SECONDS
+        while not _lock(file.fileno()):
+            if time.monotonic() > until:
+                raise DataFolderError(f"another process keeps {path} locked; end it and try again")
+            time.sleep(0.01)
         yield
 
 

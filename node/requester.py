@@ -418,6 +418,8 @@ class _Asking:
             receipt=receipt,
             lane="paid" if self._lease else "own" if self._candidate.local else "free",
         )
+        if self._question.charged is not None:
+            self._question.charged(self._share)
         return self._share
 
     async def _record_or_warn(self, lease: ChannelLease, paid: _Paid, amount: int, outcome: str) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -17,13 +17,13 @@ from aiohttp import web
 
 from node.answers import AnswerEvent, Bytes, Completed, Delta, Failed, Question, Routed
 from node.gateway.bridge import Bridge, NodeStopping
+from node.gateway.callers import Caller
 from node.gateway.failures import ApiError, from_code
+from node.gateway.guards import Admission, Guards
 from node.gateway.metrics import Metrics
 from node.gateway.ports import Answers
 from protocol.errors import ErrorCode
-from protocol.ids import BUILT_IN_REALMS, NodeId, peer_id
-
-Payer = Callable[[web.Request], NodeId | None]
+from protocol.ids import BUILT_IN_REALMS, peer_id
 
 KEEP_ALIVE_SECONDS = 10.0  # of silence, after which a stream says that it lives
 
@@ -31,8 +31,11 @@ KEEP_ALIVE_SECONDS = 10.0  # of silence, after which a stream says that it lives
 class Asking:
     """One query on its way. `completed` is set by its last event."""
 
-    def __init__(self, question: Question, events: AsyncIterator[AnswerEvent], metrics: Metrics) -> None:
+    def __init__(
+        self, question: Question, events: AsyncIterator[AnswerEvent], metrics: Metrics, admission: Admission
+    ) -> None:
         self.question = question
+        self._admission = admission
         self.routed: Routed | None = None
         self.completed: Completed | None = None
         self._events = events
@@ -76,8 +79,8 @@ class Asking:
             following.cancel()
 
     def headers(self) -> dict[str, str]:
-        """Who answers, and where the query stands in the books."""
-        headers = {"x-mtor-query": self.question.query_id.hex()}
+        """Who answers, where the query stands in the books, and how far its client is from its limits."""
+        headers = {"x-mtor-query": self.question.query_id.hex()} | self._admission.headers()
         if self.routed is not None:
             headers["x-mtor-worker"] = peer_id(self.routed.worker)
             headers["x-mtor-queue-position"] = str(self.routed.queue_position)
@@ -126,27 +129,31 @@ class Asking:
 class Asker:
     """Takes queries to the node."""
 
-    def __init__(self, bridge: Bridge, answers: Answers, metrics: Metrics, max_concurrent: int, payer: Payer) -> None:
-        """`payer` says which sub-account pays for a client's queries, if one does."""
+    def __init__(self, bridge: Bridge, answers: Answers, metrics: Metrics, max_concurrent: int, guards: Guards) -> None:
         self._bridge = bridge
         self._answers = answers
         self._metrics = metrics
         self._max_concurrent = max_concurrent
-        self._payer = payer
+        self._guards = guards
         self._running = 0
 
+    def ask(self, request: web.Request, question: Question) -> AbstractAsyncContextManager[Asking]:
+        """`ask_for` whoever sent this request."""
+        return self.ask_for(self._guards.caller(request), question)
+
     @asynccontextmanager
-    async def ask(self, request: web.Request, question: Question) -> AsyncIterator[Asking]:
-        """A query that runs until the context is left. Raises `ApiError` (503)."""
-        question = replace(question, payer=self._payer(request))
+    async def ask_for(self, caller: Caller, question: Question) -> AsyncIterator[Asking]:
+        """A query that runs until the context is left. Raises `ApiError` (401, 403, 429, 503)."""
         if self._running >= self._max_concurrent:
             message = f"{self._running} queries are being answered, which is gateway.max_concurrent; try again soon"
             raise ApiError(503, message, type="overloaded_error", code="overloaded", retry_ms=1_000)
+        admission = self._guards.admit(caller, question.realm)
+        question = replace(question, payer=admission.caller.payer, charged=admission.charged)
         self._count(1)
         asking: Asking | None = None
         try:
             async with self._bridge.stream(partial(self._answers.answer, question)) as events:
-                asking = Asking(question, aiter(events), self._metrics)
+                asking = Asking(question, aiter(events), self._metrics, admission)
                 yield asking
         except NodeStopping:
             raise ApiError(
@@ -154,6 +161,7 @@ class Asker:
             ) from None
         finally:
             self._count(-1)
+            admission.leave()
             if asking is not None:
                 asking.count()
 

@@ -5,7 +5,9 @@ Rule: every error has a status that clients act on, a code that programs compare
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from protocol.errors import ErrorCode
@@ -24,7 +26,15 @@ class ApiError(Exception):
     """An answer that is an error."""
 
     def __init__(
-        self, status: int, message: str, *, type: str = "", code: str = "", param: str | None = None, retry_ms: int = 0
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "",
+        code: str = "",
+        param: str | None = None,
+        retry_ms: int = 0,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -33,18 +43,20 @@ class ApiError(Exception):
         self.code = code or None
         self.param = param
         self.retry_ms = retry_ms
+        self._headers = headers
 
     def body(self) -> dict[str, Any]:
         """OpenAI's shape."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
     def headers(self) -> dict[str, str]:
-        """`Retry-After` in whole seconds where waiting helps."""
-        return (
-            {"Retry-After": str(max(1, -(-self.retry_ms // 1_000)))}
-            if self.retry_ms or self.status in (429, 503)
-            else {}
-        )
+        """`Retry-After` in whole seconds where waiting helps, and to the millisecond where that is known."""
+        headers = dict(self._headers)
+        if self.retry_ms or self.status in (429, 503):
+            headers["Retry-After"] = str(max(1, -(-self.retry_ms // 1_000)))
+        if self.retry_ms:
+            headers["retry-after-ms"] = str(self.retry_ms)
+        return headers
 
 
 _INVALID = "invalid_request_error"

@@ -31,9 +31,10 @@ from node.gateway.chat import ChatRoutes
 from node.gateway.failures import ApiError
 from node.gateway.guards import Guards, is_loopback
 from node.gateway.images import ImageRoutes
-from node.gateway.keys import ApiKeys
+from node.gateway.keys import ApiKeys, KeyUsage
 from node.gateway.metrics import Metrics
 from node.gateway.ports import Answers, GatewayFacts, ModelFacts
+from node.gateway.sessions import Sessions
 from node.operations import Operations
 from node.private_files import write_private
 
@@ -80,8 +81,10 @@ class Gateway:
         self._metrics = Metrics()
         self._started_at = int(time.time())
         self._keys = ApiKeys(data)
-        self._guards = Guards(config, self._keys, _admin_token(data))
-        asker = Asker(self._bridge, answers, self._metrics, config.max_concurrent, self._guards.payer)
+        self._usage = KeyUsage(data)
+        self.sessions = Sessions()
+        self._guards = Guards(config, self._keys, self._usage, self.sessions, _admin_token(data))
+        asker = Asker(self._bridge, answers, self._metrics, config.max_concurrent, self._guards)
         self._routes = (
             ChatRoutes(asker),
             ImageRoutes(asker),

@@ -1,7 +1,8 @@
-"""API keys: made here, shown once, kept as hashes.
+"""API keys: made here, shown once, kept as hashes; and what each has used.
 
 Rule: a key is 256 random bits, so a plain sha256 keeps it (there is nothing to guess that slow hashing would slow), and
-it is compared in constant time. The file has mode 0600 and is replaced whole.
+it is compared in constant time. The files have mode 0600 and are replaced whole. The file of keys is the truth: whoever
+changes it, a running node goes by what it says at the next request.
 """
 
 from __future__ import annotations
@@ -9,19 +10,56 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import logging
 import secrets
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
+from node.paths import in_turn
 from node.private_files import write_private
+from protocol.errors import ProtocolError
+from protocol.ids import parse_peer_id, realm_id
+
+log = logging.getLogger("mtor.gateway")
 
 KEYS_FILE = "api_keys"
+LOCK_FILE = "api_keys.lock"
+USAGE_FILE = "key_usage.json"
 PREFIX = "mtor-"
+ALL, MODELS = "all", "models"  # scopes, beside realms' names
+
+LONGEST_NAME = 64
+LAST_USED_STEP = 3_600  # seconds: enough to see which key nobody needs any more
+MONTHS_KEPT = 3
 
 
 class KeysError(Exception):
-    """The keys file cannot be used; the message names the fix."""
+    """The keys file cannot be used, or a key cannot be made so; the message names the fix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a key may do. 0: no limit, never."""
+
+    scopes: tuple[str, ...] = (ALL,)  # realms; "models": may only see what there is
+    expires: int = 0  # Unix seconds
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    monthly_micro: int = 0  # µcredits in a calendar month, UTC
+
+    def __post_init__(self) -> None:
+        """Raises `KeysError`."""
+        for scope in self.scopes:
+            if scope not in (ALL, MODELS):
+                _check_realm(scope)
+        if not self.scopes:
+            raise KeysError(f"a key without a scope is good for nothing; leave scopes out, which means {ALL}")
+        for number in (self.expires, self.requests_per_minute, self.tokens_per_minute, self.monthly_micro):
+            if number < 0:
+                raise KeysError("a limit is a number from 1 on; leave it out for none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +68,18 @@ class ApiKey:
 
     id: str  # first characters of the hash: what `mtor keys list` shows and `revoke` takes
     name: str
-    sha256: str
+    sha256: str = field(repr=False)
     created: int  # Unix seconds
     account: str = ""  # the sub-account (a peer id) that pays for its queries; "": this node's own
+    terms: Terms = Terms()
+
+    def may_ask(self, realm: str) -> bool:
+        """True if its scopes hold this realm."""
+        return ALL in self.terms.scopes or realm in self.terms.scopes
+
+    def expired(self, now: float) -> bool:
+        """True from its last second on."""
+        return 0 < self.terms.expires <= now
 
 
 class ApiKeys:
@@ -40,30 +87,38 @@ class ApiKeys:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / KEYS_FILE
+        self._lock = folder / LOCK_FILE
+        self._seen: tuple[int, int, int] | None = None
+        self._known: list[ApiKey] = []
 
     def all(self) -> list[ApiKey]:
-        """All keys. Raises `KeysError`."""
+        """All keys, as the file has them now. Raises `KeysError`."""
         if not self._path.exists():
             return []
         try:
-            return [ApiKey(**entry) for entry in json.loads(self._path.read_text())]
-        except (ValueError, TypeError) as error:
+            return [_read(entry) for entry in json.loads(self._path.read_text())]
+        except (ValueError, TypeError, KeyError, AttributeError, KeysError, ProtocolError) as error:
             raise KeysError(f"{self._path} is damaged ({error}); remove it and create new keys") from None
 
-    def create(self, name: str, account: str = "") -> str:
-        """A new key, to be shown once; `account` pays for its queries."""
+    def create(self, name: str, account: str = "", terms: Terms = Terms()) -> str:
+        """A new key, to be shown once; `account` pays for its queries. Raises `KeysError`."""
+        if not (0 < len(name.strip()) <= LONGEST_NAME and name.isprintable()):
+            raise KeysError(f"a key's name says whose it is, in 1 to {LONGEST_NAME} printable characters")
         key = PREFIX + secrets.token_urlsafe(32)
         digest = _digest(key)
-        self._write([*self.all(), ApiKey(digest[:12], name, digest, int(time.time()), account)])
+        made = ApiKey(key_id(key), name, digest, int(time.time()), account, terms)
+        with in_turn(self._lock):
+            self._write([*self.all(), made])
         return key
 
     def revoke(self, key_id: str) -> ApiKey:
         """Remove a key by its id. Raises `KeysError`."""
-        keys = self.all()
-        found = [key for key in keys if key.id == key_id]
-        if not found:
-            raise KeysError(f"there is no key {key_id!r}; `mtor keys list` shows them")
-        self._write([key for key in keys if key.id != key_id])
+        with in_turn(self._lock):
+            keys = self.all()
+            found = [key for key in keys if key.id == key_id]
+            if not found:
+                raise KeysError(f"there is no key {key_id!r}; `mtor keys list` shows them")
+            self._write([key for key in keys if key.id != key_id])
         return found[0]
 
     def accepts(self, key: str) -> bool:
@@ -71,14 +126,128 @@ class ApiKeys:
         return self.find(key) is not None
 
     def find(self, key: str) -> ApiKey | None:
-        """The key that `key` is; None if it is none of them."""
+        """The key that `key` is; None if it is none of them. Raises `KeysError`."""
         digest = _digest(key)
-        matches = [known for known in self.all() if hmac.compare_digest(digest, known.sha256)]  # not only to the first
+        matches = [known for known in self._fresh() if hmac.compare_digest(digest, known.sha256)]  # not to the first
         return matches[0] if matches else None
 
+    def current(self, key_id: str) -> ApiKey | None:
+        """The key of this id as it is now; None once it is revoked. Raises `KeysError`."""
+        return next((known for known in self._fresh() if known.id == key_id), None)
+
+    def _fresh(self) -> list[ApiKey]:
+        """All keys; the file is read again only when it is another than the one that was read."""
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            self._seen, self._known = None, []
+            return self._known
+        stamp = (found.st_mtime_ns, found.st_size, found.st_ino)
+        if stamp != self._seen:
+            self._known, self._seen = self.all(), stamp
+        return self._known
+
     def _write(self, keys: list[ApiKey]) -> None:
-        write_private(self._path, json.dumps([asdict(key) for key in keys], indent=1))
+        write_private(self._path, json.dumps([_written(key) for key in keys], indent=1))
+
+
+class KeyUsage:
+    """What keys have spent in a month, and when each was used. In memory; on the disk after `save`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / USAGE_FILE
+        self._months: dict[str, dict[str, int]] = {}  # month -> key's id -> µcredits
+        self._last_used: dict[str, int] = {}
+        self._changed = False
+        self._load()
+
+    def spent(self, key_id: str, now: float) -> int:
+        """µcredits in the calendar month (UTC) of `now`."""
+        return self._months.get(month(now), {}).get(key_id, 0)
+
+    def last_used(self, key_id: str) -> int:
+        """Unix seconds, to the hour; 0: never."""
+        return self._last_used.get(key_id, 0)
+
+    def charge(self, key_id: str, micro: int, now: float) -> None:
+        """Count what a query of a key cost."""
+        if micro:
+            spent = self._months.setdefault(month(now), {})
+            spent[key_id] = spent.get(key_id, 0) + micro
+            self._changed = True
+
+    def used(self, key_id: str, now: float) -> None:
+        """Note that a key asks."""
+        hour = int(now) // LAST_USED_STEP * LAST_USED_STEP
+        if self._last_used.get(key_id) != hour:
+            self._last_used[key_id] = hour
+            self._changed = True
+
+    def save(self, known: frozenset[str]) -> None:
+        """Onto the disk what changed, of the keys that there still are. Raises `OSError`."""
+        if not self._changed:
+            return
+        kept = sorted(self._months)[-MONTHS_KEPT:]
+        self._months = {name: _only(self._months[name], known) for name in kept}
+        self._last_used = _only(self._last_used, known)
+        write_private(self._path, json.dumps({"months": self._months, "last_used": self._last_used}, indent=1))
+        self._changed = False
+
+    def _load(self) -> None:
+        try:
+            kept = json.loads(self._path.read_text())
+            months = {str(name): _counts(spent) for name, spent in kept["months"].items()}
+            last_used = _counts(kept["last_used"])
+        except FileNotFoundError:
+            return
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            log.warning("%s is damaged (%s): what keys spent this month is counted from 0 again", self._path, error)
+            return
+        self._months, self._last_used = months, last_used
+
+
+def month(now: float) -> str:
+    """The calendar month of a Unix time, UTC: 2026-11."""
+    return time.strftime("%Y-%m", time.gmtime(now))
+
+
+def key_id(key: str) -> str:
+    """The id of a key."""
+    return _digest(key)[:12]
 
 
 def _digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _check_realm(scope: str) -> None:
+    try:
+        realm_id(scope)
+    except ProtocolError:
+        raise KeysError(f"{scope!r} is no scope; write {ALL}, {MODELS} or a realm like $CHAT") from None
+
+
+def _read(entry: Mapping[str, Any]) -> ApiKey:
+    """An entry of the file, also of one that an older version wrote. Raises what says that it is damaged."""
+    own = {name: entry[name] for name in ("id", "name", "sha256", "created")}
+    terms = {each.name: entry[each.name] for each in fields(Terms) if each.name in entry}
+    if "scopes" in terms:
+        terms["scopes"] = tuple(terms["scopes"])
+    account = entry.get("account", "")
+    if account:
+        parse_peer_id(account)
+    return ApiKey(**own, account=account, terms=Terms(**terms))
+
+
+def _written(key: ApiKey) -> dict[str, Any]:
+    entry = asdict(key)
+    terms: dict[str, Any] = entry.pop("terms")
+    return entry | terms
+
+
+def _only(counts: Mapping[str, int], known: frozenset[str]) -> dict[str, int]:
+    return {name: count for name, count in counts.items() if name in known}
+
+
+def _counts(found: Mapping[str, Any]) -> dict[str, int]:
+    return {str(name): int(count) for name, count in found.items()}

@@ -75,6 +75,8 @@ class ScriptedAnswers:
         self.asked.append(question)
 
         async def counted(event: AnswerEvent) -> None:
+            for share in event.shares if isinstance(event, Completed | Failed) and question.charged else ():
+                question.charged(share)  # as the requester does when it is in the books
             await emit(event)
             self.emitted += 1
 

@@ -407,7 +407,7 @@ async def test_with_keys_the_world_is_asked_for_one(tmp_path: Path) -> None:
     keys = ApiKeys(tmp_path)
     first, second = keys.create("laptop"), keys.create("phone")
     async with gateway_world(tmp_path, host="0.0.0.0") as world:
-        for key, status in ((first, 200), (second, 200), ("mtor-wrong", 401), ("", 401), (world.token, 401)):
+        for key, status in ((first, 200), (second, 200), ("mtor-wrong", 401), ("", 401), (world.token, 200)):
             reply = await world.ask("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})
             assert reply.status == status
         not_text: Any = {"Authorization": b"Bearer \xff"}
