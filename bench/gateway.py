@@ -67,7 +67,7 @@ class Nothing:
         """Never called."""
         raise NotImplementedError
 
-    stream = models = readiness = gauges = call
+    stream = models = readiness = figures = call
 
 
 async def gateway_alone(folder: Path, rounds: int) -> dict[str, float]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from node.announcer import Announcer
+from node.asked_queries import WatchedAnswers
 from node.bookkeeper import LedgerDamaged, Settings
 from node.bootstrap import BootstrapError, BootstrapKeeper, BootstrapPeer, parse_bootstrap_address, read_bootstrap_file
 from node.clock import now_ms
@@ -30,6 +31,7 @@ from node.engines.process import EngineStartError, ModelFolder
 from node.facts import NodeFacts
 from node.fake_cards import CardsFileError
 from node.federation import FederationError
+from node.figures import NodeFigures
 from node.gateway.http import Gateway, GatewayError
 from node.gateway.keys import KeysError
 from node.identity import IdentityError, load_or_create_identity
@@ -37,6 +39,7 @@ from node.ledger_service import LedgerService, open_bookkeeper
 from node.libp2p_host import Libp2pNetwork
 from node.logs import start_logging
 from node.loopback import loopback_pair
+from node.measures import Measures
 from node.models import ModelError, ModelStore
 from node.network import NetworkError, RecordRules, Stream
 from node.nurseries import one_error
@@ -133,7 +136,8 @@ class Node:
         )
         self._ledger = LedgerService(self._bookkeeper, self._network)
         self._services = Services(free=config.free.tokens_per_day > 0)
-        self._worker = Worker(identity.node, self._services, self._bookkeeper, config.free, now_ms)
+        measures = Measures(lambda: {service.realm for service in self._services})
+        self._worker = Worker(identity.node, self._services, self._bookkeeper, config.free, now_ms, measures)
         self._serving = Serving(config, data, served, self._services, self._worker, now_ms)
         self._outer = OuterWorkers(config, os.environ, self._services)
         self._announcer = Announcer(
@@ -149,7 +153,7 @@ class Node:
         )
         requester = Requester(identity.node, self._open_stream, self._bookkeeper, now_ms)
         backups = {RealmId(realm): tuple(map(RealmId, names)) for realm, names in config.backup.items()}
-        router = Router(self._directory, requester, self._announcer.seek_now, self._serving.hint, backups)
+        router = Router(self._directory, requester, self._announcer.seek_now, self._serving.hint, backups, measures)
         operations = NodeOperations(
             Parts(
                 config,
@@ -163,12 +167,23 @@ class Node:
                 self._serving.guard,
                 self._serving.residency,
                 self._serving.cards,
+                measures,
                 self._stop_soon,
                 self._problems,
             )
         )
-        facts = NodeFacts(self._network, self._directory, self._services, self._bookkeeper)
-        self._gateway = Gateway(config.gateway, data, router, operations, facts)
+        figures = NodeFigures(
+            measures,
+            self._network,
+            self._directory,
+            self._services,
+            self._worker,
+            self._bookkeeper,
+            lambda: self._serving.guard.state.paused,
+            self._problems,
+        )
+        facts = NodeFacts(self._network, self._directory, self._services, figures)
+        self._gateway = Gateway(config.gateway, data, WatchedAnswers(router, measures), operations, facts)
         self._scope = trio.CancelScope()
         self._local: trio.Nursery | None = None
 

@@ -422,6 +422,12 @@ class Bookkeeper:
         """An account's standing in the local ledger; this node's own by default."""
         return await trio.to_thread.run_sync(_balance, self._store.snapshot(), account or self._signer.node)
 
+    def channel_counts(self) -> tuple[int, int]:
+        """How many open channels this node's accounts pay by, and are paid by."""
+        states = self._channels.states.values()
+        paying = sum(state.payer in self.wallet for state in states)
+        return paying, sum(state.payee in self.wallet for state in states)
+
     def standing(self, account: NodeId) -> Account:
         """An account in the local ledger: its owner, keys and chain."""
         return View(self._store).account(account)

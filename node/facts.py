@@ -1,4 +1,4 @@
-"""What the gateway tells without a query: models on offer, readiness, gauges.
+"""What the gateway tells without a query: models on offer, readiness, figures.
 
 Rule: derived from the owners of the state at the moment of asking; nothing is kept here.
 """
@@ -6,24 +6,23 @@ Rule: derived from the owners of the state at the moment of asking; nothing is k
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 
-from node.bookkeeper import Bookkeeper
 from node.directory import Directory
+from node.figures import NodeFigures
 from node.gateway.ports import ModelFacts
+from node.measures import Measured
 from node.network import Network
 from node.services import Services
-from protocol.params import MICRO
 
 
 class NodeFacts:
     """The `GatewayFacts` of a running node."""
 
-    def __init__(self, network: Network, directory: Directory, services: Services, bookkeeper: Bookkeeper) -> None:
+    def __init__(self, network: Network, directory: Directory, services: Services, figures: NodeFigures) -> None:
         self._network = network
         self._directory = directory
         self._services = services
-        self._bookkeeper = bookkeeper
+        self._figures = figures
 
     async def models(self) -> list[ModelFacts]:
         """Each model that somebody offers with a slot, once."""
@@ -48,16 +47,6 @@ class NodeFacts:
             return False, "no peer is connected and this node serves no model; see `mtor doctor`"
         return False, "no connected peer offers a model yet"
 
-    async def gauges(self) -> Mapping[str, float]:
-        """Figures of now."""
-        balance = await self._bookkeeper.balance()
-        return {
-            "mtor_peers": len(self._network.peers()),
-            "mtor_offers": len(self._directory.offers()),
-            "mtor_engine_busy_slots": sum(service.scheduler.busy for service in self._services),
-            "mtor_engine_queued_queries": sum(service.scheduler.queued for service in self._services),
-            "mtor_engine_restarts": sum(service.engine.stats().restarts for service in self._services),
-            "mtor_balance_credits": balance.balance / MICRO,
-            "mtor_held_credits": balance.held / MICRO,
-            "mtor_pending_credits": balance.pending / MICRO,
-        }
+    async def figures(self) -> list[Measured]:
+        """What is counted, timed and standing now."""
+        return await self._figures.read()

@@ -1,7 +1,8 @@
 """Logs: a rotating file in the data folder, and the terminal.
 
 Rule: what people wrote and what models answered never comes near a logger, and neither do keys; should a bug bring them
-there, they are taken out again. Each line has time, level, part and message; a query can be followed by its id.
+there, they are taken out again. Each line has time, level, part and message, and the id of the query that it concerns,
+by which it can be followed across nodes. Strangers' words cannot begin a line or move a cursor.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from node.config import LogSection
+from node.log_context import current_query
+from node.plain_text import one_line, printable
 
 QUIET = ("libp2p", "multiaddr", "aiohttp", "async_service", "root.libp2p")
 LINE = "%(asctime)s %(levelname)-7s %(name)-16s %(message)s"
@@ -50,6 +53,26 @@ def _discreet(value: Any) -> Any:
     return f"<{kind.__name__}>" if confidential else value
 
 
+def _query_of(message: str) -> str:
+    """The query that a line concerns: the one that its words name, or the one that is being worked on."""
+    named = QUERY.search(message)
+    return named[1] if named else current_query()
+
+
+class TextLines(logging.Formatter):
+    """One line a record; a trace follows in lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter`."""
+        record.message = one_line(record.message)
+        query = _query_of(record.message)
+        return super().formatMessage(record) + (f" (query {query})" if query and query not in record.message else "")
+
+    def formatException(self, exc_info: Any) -> str:
+        """See `logging.Formatter`."""
+        return printable(super().formatException(exc_info))
+
+
 class JsonLines(logging.Formatter):
     """One JSON object a line."""
 
@@ -59,13 +82,12 @@ class JsonLines(logging.Formatter):
             "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": printable(record.getMessage()),
         }
-        query = QUERY.search(line["message"])
-        if query:
-            line["query"] = query[1]
+        if query := _query_of(line["message"]):
+            line["query"] = query
         if record.exc_info:
-            line["trace"] = self.formatException(record.exc_info)
+            line["trace"] = printable(self.formatException(record.exc_info))
         return json.dumps(line, ensure_ascii=False)
 
 
@@ -81,7 +103,7 @@ def start_logging(config: LogSection, data: Path) -> None:
     rotating = logging.handlers.RotatingFileHandler(
         folder / LOG_FILE, maxBytes=config.max_bytes, backupCount=config.files, encoding="utf-8"
     )
-    formatter = JsonLines() if config.format == "json" else logging.Formatter(LINE)
+    formatter = JsonLines() if config.format == "json" else TextLines(LINE)
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)

@@ -21,6 +21,7 @@ from node.gameguard import GameGuard, guard_facts
 from node.ledger_actions import LedgerActions
 from node.ledger_operations import LedgerOperations
 from node.ledger_service import LedgerService
+from node.measures import Measures, RunningQuery
 from node.model_operations import ModelOperations
 from node.models import ModelError, ModelStore
 from node.network import Network
@@ -42,6 +43,8 @@ from node.version import VERSION
 from protocol.ids import NodeId, peer_id
 from protocol.requests import request_name
 
+MOST_SHOWN = 64  # running queries in a status
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
@@ -58,6 +61,7 @@ class Parts:
     guard: GameGuard
     residency: Residency
     cards: Cards
+    measures: Measures
     stop: Callable[[], None]
     problems: Callable[[], tuple[str, ...]]  # what is wrong now, in words, with the fix
 
@@ -116,6 +120,7 @@ class NodeOperations:
             "peers": len(peers),
             "bootstrap": asdict(parts.bootstrap.state()),
             "serving": [self._serving(service) for service in parts.services],
+            "running": [_running(query) for query in parts.measures.now_running()[:MOST_SHOWN]],
             "guard": guard_facts(parts.guard.state),
             "problems": list(parts.problems()),
         }
@@ -195,3 +200,8 @@ class NodeOperations:
     def _in_use(self, model: str) -> bool:
         """True if a realm of this node serves the model."""
         return any(service.engine.info.name == model for service in self._parts.services)
+
+
+def _running(query: RunningQuery) -> Json:
+    facts = {"query": query.query, "side": query.side, "realm": query.realm, "model": query.model}
+    return facts | {"peer": query.peer, "state": query.state, "seconds": round(time.monotonic() - query.began, 1)}

@@ -92,6 +92,9 @@ class Outcome:
     ttft_ms: float  # 0 if no text came
     seconds: float  # from the first text to the last
     share: WorkerShare | None  # None if nothing was delivered or paid
+    hop_seconds: float = 0.0  # to open the stream and hear the worker's first word; 0 if it said none
+    queue_seconds: float | None = None  # from that word to the one that it begins; None if it never said so
+    says_worker: bool = False  # `reason` is the worker's, who may repeat there what was asked
 
 
 class Requester:
@@ -154,6 +157,10 @@ class _Asking:
         self.channel_was_stale = False
         self._lost = False  # there is nobody to say goodbye to
         self._unpaid = trio.Event()  # set when there is more to sign for; replaced when taken
+        self._dialled_at = 0.0
+        self._heard_at = 0.0  # the worker's first word
+        self._begun_at = 0.0  # its word that it begins
+        self._says_worker = False  # how it ended is the worker's word
         self._began = time.monotonic()
         self._first_part: float | None = None
         self._last_part = 0.0
@@ -186,6 +193,7 @@ class _Asking:
         began = time.monotonic()
         query = self._query(NO_HASH, time_left_ms)
         channel = await self._choose_lane(query, stack)
+        self._dialled_at = time.monotonic()
         with trio.move_on_after(OPEN_SECONDS):
             self._messages = MessageStream(await self._requester.open_stream(self._candidate.node))
         if self._messages is None:
@@ -265,6 +273,7 @@ class _Asking:
         while True:
             message = await self._receive(patience)
             patience = SILENCE_SECONDS
+            self._note_word(message)
             if isinstance(message, Accept):
                 await self._listener.queued(message.queue_position, message.wait_ms)
             if isinstance(message, Begin):
@@ -278,9 +287,18 @@ class _Asking:
             if isinstance(message, Progress):
                 await self._listener.progress(message.done, message.total, message.preview)
             if isinstance(message, Refuse):
+                self._says_worker = True
                 raise Refused(_code(message.code), message.reason, message.retry_after_ms)
             if isinstance(message, Done | Error):
                 return message
+
+    def _note_word(self, message: Message) -> None:
+        """When it came: times of the answer are measured here, not believed."""
+        now = time.monotonic()
+        self._heard_at = self._heard_at or now
+        begins = isinstance(message, Begin) or (isinstance(message, Accept) and not message.queue_position)
+        if begins and not self._begun_at:
+            self._begun_at = now
 
     def _note_part(self) -> None:
         """Something came: from now on there is more to sign for."""
@@ -342,6 +360,7 @@ class _Asking:
         if isinstance(ending, Done):
             return await self._outcome(ErrorCode.CANCELLED, "the answer was cancelled")
         assert isinstance(ending, Error)
+        self._says_worker = True
         return await self._outcome(_code(ending.code), ending.reason, ending.retry_after_ms)
 
     async def _settle(self) -> None:
@@ -396,6 +415,9 @@ class _Asking:
             ttft_ms=(self._first_part - self._began) * 1_000 if self._first_part else 0.0,
             seconds=self._last_part - self._first_part if self._first_part else 0.0,
             share=share,
+            hop_seconds=self._heard_at - self._dialled_at if self._heard_at else 0.0,
+            queue_seconds=self._begun_at - self._heard_at if self._begun_at else None,
+            says_worker=self._says_worker,
         )
 
     async def _keep_receipt(self, code: ErrorCode | None, finish: str) -> WorkerShare | None:

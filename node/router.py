@@ -28,6 +28,8 @@ from node.answers import (
     WorkerShare,
 )
 from node.directory import Directory
+from node.log_context import query_named
+from node.measures import Measures
 from node.requester import Listener, Outcome, Part, Requester
 from protocol.errors import CODES, ErrorCode
 from protocol.ids import NodeId, RealmId, short
@@ -70,6 +72,7 @@ class Router:
         seek: Callable[[RealmId], None],
         hint: Callable[[], str] = lambda: "",
         backups: Mapping[RealmId, Sequence[RealmId]] = MappingProxyType({}),
+        measures: Measures | None = None,
     ) -> None:
         """`seek` starts a search for offers of a realm; `hint` says what this node itself is waiting for; `backups`
         are the realms that stand in for another while nobody there can answer."""
@@ -78,14 +81,16 @@ class Router:
         self.seek = seek
         self.hint = hint
         self.backups = backups
+        self.measures = measures or Measures()
 
     async def answer(self, question: Question, emit: Emit) -> None:
         """Emit events; the last is `Completed` or `Failed`. Cancel the surrounding scope to stop."""
         answering = _Answering(self, question, emit)
-        with trio.move_on_after(question.deadline_ms / 1_000) as deadline:
-            await answering.run()
-        if deadline.cancelled_caught:
-            await answering.deadline_passed()
+        with query_named(question.query_id.hex()):
+            with trio.move_on_after(question.deadline_ms / 1_000) as deadline:
+                await answering.run()
+            if deadline.cancelled_caught:
+                await answering.deadline_passed()
 
 
 class _Answering:
@@ -246,14 +251,22 @@ class _Answering:
             )
         self._learn(candidate, outcome)
         self._count(outcome)
-        log.info(
-            "query %s attempt %d at %s: %s",
-            self._question.query_id.hex(),
-            attempt,
-            short(candidate.node),
-            outcome.finish or outcome.reason,
-        )
+        self._measure(candidate, outcome)
+        log.info("attempt %d at %s: %s", attempt, short(candidate.node), outcome.finish or _why(outcome))
         return outcome
+
+    def _measure(self, candidate: Candidate, outcome: Outcome) -> None:
+        measures = self._router.measures
+        realm, where = measures.realm(candidate.model.realm), "own" if candidate.local else "remote"
+        code = outcome.code.name.lower() if outcome.code else "completed"
+        ended = "completed" if outcome.finish else "refused" if outcome.refused else "failed"
+        measures.count("mtor_attempts", realm, where, ended)
+        if ended != "completed":
+            measures.count(f"mtor_attempt_{'refusals' if outcome.refused else 'failures'}", realm, code)
+        if outcome.hop_seconds and not candidate.local:
+            measures.observe("mtor_hop_seconds", realm, seconds=outcome.hop_seconds)
+        if outcome.queue_seconds is not None:
+            measures.observe("mtor_queue_wait_seconds", realm, seconds=outcome.queue_seconds)
 
     def _part(self) -> Part:
         """What the next worker goes on from. Only conversations can be continued; of anything else the next one makes
@@ -353,3 +366,10 @@ class _Answering:
         assert last is not None and last.code is not None
         tried = f" ({self._attempts} attempts)" if self._attempts > 1 else ""
         await self._emit(Failed(last.code, last.reason + tried, last.retry_after_ms, tuple(self._shares)))
+
+
+def _why(outcome: Outcome) -> str:
+    """How an attempt ended, for the log: a worker's own sentence may repeat what was asked, so its code has to do."""
+    code = outcome.code.name.lower() if outcome.code else "no last word"
+    retry = f", retry in {outcome.retry_after_ms} ms" if outcome.retry_after_ms else ""
+    return (f"{'refused: ' if outcome.refused else ''}{code}" if outcome.says_worker else outcome.reason) + retry

@@ -20,10 +20,13 @@ from node.bookkeeper import Bookkeeper, Receipt
 from node.config import FreeSection
 from node.engines.port import Data, EngineError, EngineEvent, Finished, Generation, Piece, Prompted, Step
 from node.lanes import FreeLane, Lane, OwnLane, PaidLane
+from node.log_context import query_named
+from node.measures import Measures
 from node.message_stream import MessageStream
 from node.network import Stream, StreamReset
 from node.nurseries import one_error
 from node.scheduler import Scheduler, Ticket
+from node.served_queries import ServedQuery
 from node.services import ModelService, Services
 from protocol import params
 from protocol.errors import ErrorCode, LocalProtocolError, ProtocolError, Refused, RemoteProtocolError
@@ -86,8 +89,10 @@ class Worker:
         bookkeeper: Bookkeeper,
         free: FreeSection,
         clock: Callable[[], int],
+        measures: Measures | None = None,
     ) -> None:
         self.local = local
+        self.measures = measures or Measures()
         self.services = services
         self.bookkeeper = bookkeeper
         self.free = free
@@ -109,6 +114,11 @@ class Worker:
             self._held[peer] -= size
             if not self._held[peer]:
                 del self._held[peer]
+
+    @property
+    def streams(self) -> int:
+        """Query streams that are open now."""
+        return sum(self._open.values())
 
     @property
     def paused(self) -> bool:
@@ -190,6 +200,7 @@ class _Serving:
         self._cancelled = False
         self._stalled_since: float | None = None
         self._model = ""
+        self._served: ServedQuery | None = None  # what is told of it, once it is known
         self._outcome = "worker_lost"  # of the receipt, until a last word was said
 
     async def run(self, first: Message) -> None:
@@ -201,11 +212,13 @@ class _Serving:
             await self._messages.reset()
             return
         assert isinstance(first, Query)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._listen)
-            await self._work(first)
-            nursery.cancel_scope.cancel()
-        await (self._messages.reset() if self._gone else self._messages.close())
+        self._served = ServedQuery(self._worker.measures, self._messages.peer, first)
+        with query_named(first.query_id.hex()), self._worker.measures.running(self._served.running):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._listen)
+                await self._work(first)
+                nursery.cancel_scope.cancel()
+            await (self._messages.reset() if self._gone else self._messages.close())
 
     def end_paused(self) -> None:
         """Stop here; the last word says why."""
@@ -241,7 +254,7 @@ class _Serving:
                 scheduler.make_ready(ticket)
         if isinstance(message, Pay):
             await self._lane.take(message)
-            self._stalled_since = None
+            self._note_voucher()
             await self._grant()
             paid, self._paid = self._paid, trio.Event()
             paid.set()
@@ -301,6 +314,7 @@ class _Serving:
             place = service.scheduler.place(self._messages.peer, paid=self._lane.paid, time_left_ms=left, ready=whole)
             async with place as ticket:
                 self._place = (service.scheduler, ticket)
+                self._told.taken(self._model, "paid" if is_paid(query) else "unpaid", ticket.position)
                 await self._wait_turn(service, ticket)
                 await self._answer(service, query, request, split_inputs(request, bytes(self._inputs)))
 
@@ -325,6 +339,7 @@ class _Serving:
             wait = service.scheduler.wait_estimate_ms(ticket.position)
             await self._send(Accept(min(ticket.position, 65_535), wait))
             if ticket.admitted:
+                self._told.admitted(time.monotonic() - began)
                 return
             if not ticket.ready and time.monotonic() - began > INPUT_SECONDS:
                 raise Refused(ErrorCode.INVALID_REQUEST, f"the picture or sound did not come in {INPUT_SECONDS:.0f} s")
@@ -344,6 +359,7 @@ class _Serving:
             trio.open_nursery() as nursery,
         ):
             self._generation = generation
+            self._told.generating()
             if self._cancelled:
                 await generation.cancel()
             send, receive = trio.open_memory_channel[EngineEvent | EngineError](EVENT_BUFFER)
@@ -361,9 +377,11 @@ class _Serving:
                 if isinstance(part, Prompted):
                     await self._begin(service, part.units_in)
                 if isinstance(part, Finished):
+                    self._told.generated()
                     await self._say_done(part.finish)
                     return
                 if isinstance(part, Piece | Data):
+                    self._told.part()
                     if self._too_long(service, part):
                         await self._say_done("length")
                         return
@@ -417,6 +435,11 @@ class _Serving:
         if stalled is not None and time.monotonic() - stalled > self._lane.patience_seconds:
             raise self._lane.exhausted()
 
+    def _note_voucher(self) -> None:
+        if self._stalled_since is not None:
+            self._told.stood(time.monotonic() - self._stalled_since)
+        self._stalled_since = None
+
     def _note_stall(self) -> None:
         if self._conversation.units_out >= self._lane.allowance():
             self._stalled_since = self._stalled_since or time.monotonic()
@@ -436,6 +459,8 @@ class _Serving:
         if self._gone or state in (State.SETTLING, State.ENDED):
             return
         self._outcome = code.name.lower()
+        if refuse:
+            self._told.refused(code, reason, retry_after_ms)
         try:
             last = Refuse if refuse else Error
             await self._send(last(int(code), reason, retry_after_ms))
@@ -465,6 +490,8 @@ class _Serving:
             await self._keep_receipt(query)
         except Refused as error:
             log.warning("query %s is not in the books: %s", query.query_id.hex(), error)
+        proof = self._lane.proof()
+        self._told.ended(self._outcome, self._conversation.delivered, proof.amount if proof else 0)
 
     async def _keep_receipt(self, query: Query) -> None:
         """What this node was paid for this query; nothing is kept of unpaid ones."""
@@ -491,6 +518,11 @@ class _Serving:
             time_ms=self._worker.clock(),
         )
         await self._worker.bookkeeper.record_receipt(receipt)
+
+    @property
+    def _told(self) -> ServedQuery:
+        assert self._served is not None
+        return self._served
 
     async def _send(self, message: Message) -> None:
         self._conversation.sent(message)

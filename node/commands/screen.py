@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from node.plain_text import printable as printable
+
 Show = Callable[[dict[str, Any]], None]
 
 
@@ -58,11 +60,6 @@ def print_facts(facts: dict[str, Any]) -> None:
 def strong(text: str) -> str:
     """Bold on a terminal that wants it."""
     return f"\x1b[1m{text}\x1b[0m" if sys.stdout.isatty() and "NO_COLOR" not in os.environ else text
-
-
-def printable(text: str) -> str:
-    """A peer's text without control characters: it must not move the cursor or change the title."""
-    return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
 
 
 class StatusLine:

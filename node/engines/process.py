@@ -36,6 +36,7 @@ from node.engines.port import (
     Piece,
     Prompted,
 )
+from node.log_context import current_query, query_named
 from node.nurseries import one_error
 from protocol.codec import encode
 from protocol.errors import ErrorCode, Malformed
@@ -103,6 +104,7 @@ class ProcessGeneration:
     child: _Child
     send: trio.MemorySendChannel[EngineEvent | EngineError]
     receive: trio.MemoryReceiveChannel[EngineEvent | EngineError]
+    query: str = field(default_factory=current_query)  # for the log: whose answer it is
     granted: int = 0
     produced: int = 0
     prompted: bool = False
@@ -423,11 +425,20 @@ class ProcessEngine:
             generation.produced = event.units_out
         if isinstance(event, Finished | EngineError):
             generation.ended = True
+            self._tell_end(generation, event)
             child.answered = True
             child.generations.pop(generation.key, None)
         if isinstance(event, Finished) and event.units_out > 8:
             speed = (event.units_out - 1) / max(1e-6, time.monotonic() - generation.first_at)
             self._speed = speed if not self._speed else (1 - SPEED_MEMORY) * self._speed + SPEED_MEMORY * speed
+
+    def _tell_end(self, generation: ProcessGeneration, event: EngineEvent | EngineError) -> None:
+        """The code alone: a message may repeat what was asked."""
+        with query_named(generation.query):
+            if isinstance(event, EngineError):
+                log.info("the engine of %s gave it up: %s", self._model.name, event.code.name.lower())
+            else:
+                log.debug("the engine of %s is done with it: %d units", self._model.name, generation.produced)
 
     async def _watch(self, child: _Child) -> None:
         """End a child that owes something and gives no sign of life."""
@@ -454,6 +465,7 @@ class ProcessEngine:
             why = (ErrorCode.PAUSED, "the owner of this node took the machine back")
         for generation in list(child.generations.values()):
             generation.ended = True
+            self._tell_end(generation, EngineError(*why))
             generation.send.send_nowait(EngineError(*why))
         child.generations.clear()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import TracebackType
@@ -47,6 +48,7 @@ class JobStream(Generic[Item]):
         self._credit: trio.Semaphore | None = None
         self._scope: trio.CancelScope | None = None
         self._left = False
+        self._context = contextvars.copy_context()  # which query it is, for the log of the other side
 
     async def __aenter__(self) -> JobStream[Item]:
         self._bridge.soon(self._start)
@@ -76,7 +78,7 @@ class JobStream(Generic[Item]):
     def _start(self) -> None:
         self._credit = trio.Semaphore(BUFFERED_ITEMS)
         self._scope = trio.CancelScope()
-        if not self._bridge.start_job(self._run):
+        if not self._context.run(self._bridge.start_job, self._run):
             self._put(_End(NodeStopping("the node is stopping")))
 
     async def _run(self) -> None:

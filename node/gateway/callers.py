@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from node.gateway.keys import ApiKey
+from node.log_context import ANONYMOUS
 from protocol.ids import NodeId, parse_peer_id
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -48,6 +49,13 @@ class Caller:
     def payer(self) -> NodeId | None:
         """The sub-account that pays; None: this node's own."""
         return parse_peer_id(self.key.account) if self.key is not None and self.key.account else None
+
+    @property
+    def name(self) -> str:
+        """What the log calls it: a key's name, never the key."""
+        if self.operator:
+            return "operator"
+        return f"key {self.key.name}" if self.key is not None else ANONYMOUS
 
     @property
     def anonymous(self) -> bool:

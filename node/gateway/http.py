@@ -12,6 +12,7 @@ import errno
 import json
 import logging
 import os
+import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -24,7 +25,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from node.config import GatewaySection
 from node.gateway.admin import AdminRoutes
-from node.gateway.asking import Asker
+from node.gateway.asking import QUERY_ID, REQUEST_NAME, Asker
 from node.gateway.audio import FORM_ROUTES, AudioRoutes
 from node.gateway.bridge import Bridge, NodeStopping
 from node.gateway.chat import ChatRoutes
@@ -32,9 +33,10 @@ from node.gateway.failures import ApiError
 from node.gateway.guards import Guards, is_loopback
 from node.gateway.images import ImageRoutes
 from node.gateway.keys import ApiKeys, KeyUsage
-from node.gateway.metrics import Metrics
+from node.gateway.metrics import render
 from node.gateway.ports import Answers, GatewayFacts, ModelFacts
 from node.gateway.sessions import Sessions
+from node.measures import Figure, Measures
 from node.operations import Operations
 from node.private_files import write_private
 
@@ -48,6 +50,11 @@ TOKEN_FILE = "admin.token"
 BODY_SECONDS = 30.0  # for a request's body to arrive
 SHUTDOWN_SECONDS = 3.0  # for answers that are being written when the node stops
 SERVER_NAME = "mtor"
+SOCKET_ROUTE = "/ws"
+UNMATCHED = "unmatched"  # the route of requests that have none: their paths are their own words
+NOT_OF_IDS = re.compile(r"[^A-Za-z0-9._:/+=-]")  # left out of a client's own name for a request
+REQUEST_ID_CHARACTERS = 128
+CLIENT_GONE = 499
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -78,13 +85,14 @@ class Gateway:
         self._data = data
         self._facts = facts
         self._bridge = Bridge()
-        self._metrics = Metrics()
+        self._http = Measures()  # of this side of the bridge
+        self._sockets = 0
         self._started_at = int(time.time())
         self._keys = ApiKeys(data)
         self._usage = KeyUsage(data)
         self.sessions = Sessions()
         self._guards = Guards(config, self._keys, self._usage, self.sessions, _admin_token(data))
-        asker = Asker(self._bridge, answers, self._metrics, config.max_concurrent, self._guards)
+        asker = Asker(self._bridge, answers, config.max_concurrent, self._guards)
         self._routes = (
             ChatRoutes(asker),
             ImageRoutes(asker),
@@ -135,6 +143,7 @@ class Gateway:
 
     def _app(self) -> web.Application:
         app = web.Application(client_max_size=self._config.max_body_bytes, middlewares=[self._around])
+        app.on_response_prepare.append(_name)
         app.router.add_get("/", _index)
         app.router.add_get("/healthz", _healthz)
         app.router.add_get("/readyz", self._readyz)
@@ -149,30 +158,47 @@ class Gateway:
 
     @web.middleware
     async def _around(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        began, status = time.monotonic(), CLIENT_GONE
+        self._sockets += _route(request) == SOCKET_ROUTE
+        try:
+            response = await self._answered(request, handler)
+            status = response.status
+            return response
+        finally:
+            self._sockets -= _route(request) == SOCKET_ROUTE
+            self._http.count("mtor_http_requests", _route(request), str(status))
+            took = (time.monotonic() - began) * 1_000
+            log.debug("%s %s %d in %.0f ms", request.method, _route(request), status, took)
+
+    async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        request[REQUEST_NAME] = _request_name(request)
         try:
             self._guards.check(request)
             if request.path not in FORM_ROUTES:
                 await _read_body(request)
             response = await handler(request)
         except ApiError as error:
-            response = _error_response(error)
+            response = self._error_response(error)
         except web.HTTPException as error:
-            response = _error_response(self._from_aiohttp(request, error))
+            response = self._error_response(self._from_aiohttp(request, error))
         except NodeStopping:
-            response = _error_response(ApiError(503, "the node is stopping", code="stopping", retry_ms=5_000))
+            response = self._error_response(ApiError(503, "the node is stopping", code="stopping", retry_ms=5_000))
         except (web.RequestPayloadError, HttpProcessingError) as error:
             message = f"the body cannot be read: {' '.join(str(error).split())}; send it whole and as its headers say"
-            response = _error_response(ApiError(400, message, code="invalid_body"))
+            response = self._error_response(ApiError(400, message, code="invalid_body"))
         except (asyncio.CancelledError, ConnectionError):
             raise  # the client went away
         except Exception:
-            log.exception("request to %s failed", request.path)
-            response = _error_response(ApiError(500, "the node failed in a way it cannot name; see its log"))
-        self._metrics.requests.labels(str(response.status)).inc()
+            log.exception("request to %s failed", _route(request))
+            response = self._error_response(ApiError(500, "the node failed in a way it cannot name; see its log"))
         if not response.prepared:
             response.headers["Server"] = SERVER_NAME
             response.headers["X-Content-Type-Options"] = "nosniff"
         return response
+
+    def _error_response(self, error: ApiError) -> web.Response:
+        self._http.count("mtor_http_errors", error.code or "none")
+        return web.json_response(error.body(), status=error.status, headers=error.headers())
 
     def _from_aiohttp(self, request: web.Request, error: web.HTTPException) -> ApiError:
         if isinstance(error, web.HTTPRequestEntityTooLarge):
@@ -195,8 +221,10 @@ class Gateway:
         return web.json_response({"ready": ready, "reason": reason}, status=200 if ready else 503)
 
     async def _metrics_text(self, request: web.Request) -> web.Response:
-        gauges = await self._bridge.call(self._facts.gauges)
-        return web.Response(body=self._metrics.render(gauges), headers={"Content-Type": "text/plain; version=0.0.4"})
+        measured = [*await self._bridge.call(self._facts.figures), *self._http.measured()]
+        measured.append(Figure("mtor_websocket_sockets", (), self._sockets))
+        body, content_type = render(measured, request.headers.get("Accept", ""))
+        return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _models(self, request: web.Request) -> web.Response:
         models: list[ModelFacts] = await self._bridge.call(self._facts.models)
@@ -234,8 +262,26 @@ async def _read_body(request: web.Request) -> None:
         raise ApiError(408, f"the body did not arrive within {BODY_SECONDS:.0f} s", code="slow_body") from None
 
 
-def _error_response(error: ApiError) -> web.Response:
-    return web.json_response(error.body(), status=error.status, headers=error.headers())
+async def _name(request: web.Request, response: web.StreamResponse) -> None:
+    """Before the headers of any answer leave: what it can be found by, here and in other nodes' logs."""
+    query = request.get(QUERY_ID, "")
+    if query:
+        response.headers.setdefault("x-mtor-query", query)
+    if named := request.get(REQUEST_NAME) or query:
+        response.headers["x-request-id"] = named
+
+
+def _request_name(request: web.Request) -> str:
+    """The client's own name for its request, without what no such name needs; "" if it sent none."""
+    return NOT_OF_IDS.sub("", request.headers.get("x-request-id", "")[: 4 * REQUEST_ID_CHARACTERS])[
+        :REQUEST_ID_CHARACTERS
+    ]
+
+
+def _route(request: web.Request) -> str:
+    """The template of the route, which holds none of the client's words."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource is not None else UNMATCHED
 
 
 def _admin_token(data: Path) -> str:

@@ -5,11 +5,12 @@ Rule: everything behind these ports runs on the trio side and is reached through
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from node.answers import AnswerEvent, Question
+from node.measures import Measured
 
 
 class Answers(Protocol):
@@ -38,5 +39,5 @@ class GatewayFacts(Protocol):
     async def readiness(self) -> tuple[bool, str]:
         """Whether a query could be answered now, and why not."""
 
-    async def gauges(self) -> Mapping[str, float]:
-        """Figures of now by metric name, for `/metrics`."""
+    async def figures(self) -> Sequence[Measured]:
+        """What the node counted, and how things stand, for `/metrics`."""

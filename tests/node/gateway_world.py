@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +17,11 @@ from urllib.parse import urlsplit
 import trio
 
 from node.answers import AnswerEvent, Completed, Delta, Failed, Question, Routed, WorkerShare
+from node.asked_queries import WatchedAnswers
 from node.config import GatewaySection
 from node.gateway.http import Gateway
 from node.gateway.ports import ModelFacts
+from node.measures import Figure, Measured, Measures
 from node.operations import Json, OperationFailed
 from protocol.errors import ErrorCode
 from protocol.ids import NodeId
@@ -113,6 +115,7 @@ class ScriptedFacts:
 
     offered: list[ModelFacts] = field(default_factory=lambda: [ModelFacts("$CHAT", MODEL, 2, 8192)])
     ready: tuple[bool, str] = (True, "")
+    measures: Measures = field(default_factory=Measures)
 
     async def models(self) -> list[ModelFacts]:
         """See `GatewayFacts`."""
@@ -122,9 +125,10 @@ class ScriptedFacts:
         """See `GatewayFacts`."""
         return self.ready
 
-    async def gauges(self) -> Mapping[str, float]:
+    async def figures(self) -> Sequence[Measured]:
         """See `GatewayFacts`."""
-        return {"mtor_peers": 3.0}
+        running = Figure("mtor_running_queries", ("asked",), len(self.measures.now_running()))
+        return [*self.measures.measured(), running, Figure("mtor_peers", ("connected",), 3)]
 
 
 @dataclass(frozen=True)
@@ -220,7 +224,7 @@ async def gateway_world(data: Path, script: Script | None = None, **section: Any
     """A gateway that runs until the block ends."""
     config = GatewaySection.model_validate({"port": 0} | section)
     answers, operations, facts = ScriptedAnswers(script or saying("Hel", "lo")), ScriptedOperations(), ScriptedFacts()
-    gateway = Gateway(config, data, answers, operations, facts)
+    gateway = Gateway(config, data, WatchedAnswers(answers, facts.measures), operations, facts)
     with trio.fail_after(4 * HANG_SECONDS):
         async with trio.open_nursery() as nursery:
             url = await nursery.start(gateway.run)

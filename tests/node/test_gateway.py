@@ -532,8 +532,9 @@ async def test_metrics_count_and_hold_no_ids(tmp_path: Path) -> None:
         assert 'mtor_queries_total{outcome="no_peer",realm="$CHAT"} 1.0' in text
         assert 'mtor_queries_total{outcome="internal",realm="$CHAT"} 1.0' in text
         assert 'mtor_tokens_total{direction="out",realm="$CHAT"} 6.0' in text
-        assert "mtor_running_queries 0.0" in text and "mtor_peers 3.0" in text
-        assert set(re.findall(r"[{,](\w+)=", text)) == {"realm", "outcome", "direction", "status", "le"}
+        assert 'mtor_running_queries{side="asked"} 0.0' in text and 'mtor_peers{state="connected"} 3.0' in text
+        names = {"realm", "outcome", "direction", "route", "status", "code", "side", "state", "le"}
+        assert set(re.findall(r"[{,](\w+)=", text)) == names
         ids = [peer_id(WORKER), WORKER.hex(), *(asked.query_id.hex() for asked in world.answers.asked)]
         assert not any(found in text for found in [*ids, "choosing"])
 
@@ -578,7 +579,7 @@ async def test_a_client_that_leaves_cancels_its_query(tmp_path: Path, script: An
         text = ""
         while 'outcome="client_gone"' not in text:
             text = (await world.ask("GET", "/metrics")).body.decode()
-        assert "mtor_running_queries 0.0" in text
+        assert 'mtor_running_queries{side="asked"} 0.0' in text
 
 
 async def test_a_client_that_does_not_read_slows_its_own_query_alone(tmp_path: Path) -> None:

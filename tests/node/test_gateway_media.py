@@ -323,5 +323,5 @@ async def test_a_client_that_leaves_cancels_what_is_made_for_it(tmp_path: Path, 
         await client.aclose()
         await until(lambda: world.answers.cancelled == 1)
         text = ""
-        while "mtor_running_queries 0.0" not in text:
+        while 'mtor_running_queries{side="asked"} 0.0' not in text:
             text = (await world.ask("GET", "/metrics")).body.decode()
