@@ -54,6 +54,8 @@ SILENCE_SECONDS = params.SILENCE_TIMEOUT / 1_000
 SETTLE_SECONDS = 5.0  # wait for Settled after the last voucher
 LEAVE_SECONDS = 2.0  # to say goodbye and pay when the asker has gone
 
+SHARE_UNPAID = 4  # of the window: a voucher a quarter of it keeps a fast worker running, and costs both sides a write
+
 TAKES_INPUTS = (State.ASKED, State.ACCEPTED)
 STALE_CHANNEL = (ErrorCode.CHANNEL_CLOSED, ErrorCode.UNKNOWN_CHANNEL, ErrorCode.EXPIRED)
 
@@ -154,6 +156,7 @@ class _Asking:
         self._paid: _Paid | None = None  # the last voucher and what it covers
         self._share: WorkerShare | None = None  # once it is written down
         self._signing = trio.Lock()
+        self._window = 1
         self.channel_was_stale = False
         self._lost = False  # there is nobody to say goodbye to
         self._unpaid = trio.Event()  # set when there is more to sign for; replaced when taken
@@ -179,6 +182,7 @@ class _Asking:
                 return await self._outcome(error.code, error.message, error.retry_after_ms, refused=True)
             except NetworkError as error:
                 self._lost = True
+                await self._sign_for_rest()
                 return await self._outcome(ErrorCode.WORKER_LOST, f"the worker is gone: {error}")
             except RemoteProtocolError as error:
                 self._lost = True
@@ -277,6 +281,7 @@ class _Asking:
             if isinstance(message, Accept):
                 await self._listener.queued(message.queue_position, message.wait_ms)
             if isinstance(message, Begin):
+                self._window = message.window
                 self._unpaid.set()
             if isinstance(message, Chunk) and message.text:
                 self._note_part()
@@ -324,24 +329,49 @@ class _Asking:
     # --- paying --------------------------------------------------------------------------------------
 
     async def _keep_paying(self) -> None:
-        """Sign for the newest point whenever there is one; points that come while signing share a voucher."""
+        """Sign for the prompt, and again whenever a part of the window is unpaid; points that come while signing share a
+        voucher."""
         while True:
             await self._unpaid.wait()
             self._unpaid = trio.Event()
+            if not self._due():
+                continue
             try:
                 await self._pay()
             except NetworkError:
                 return  # the reading side sees it too, and says so
 
+    def _due(self) -> bool:
+        """True if so much is unpaid that the worker should not wait for the end to be paid."""
+        if self._paid is None:
+            return True
+        unpaid = self._conversation.delivered.units_out - self._paid.point.units_out
+        return unpaid >= max(1, self._window // SHARE_UNPAID)
+
     async def _pay(self) -> None:
         """Sign, stored before it leaves, and send. Does nothing if all is paid."""
         async with self._signing:
-            point = self._conversation.delivered
-            if self._lease is None or (self._paid and point == self._paid.point) or not self._conversation.begun:
-                return
             with trio.CancelScope(shield=True):  # what is signed is also sent
-                self._paid = _Paid(point, await self._sign(self._lease, point))
-                await self._send(self._paid.pay)
+                if await self._sign_newest():
+                    assert self._paid is not None
+                    await self._send(self._paid.pay)
+
+    async def _sign_newest(self) -> bool:
+        """A voucher for all that was delivered; False if there is nothing to sign for."""
+        point = self._conversation.delivered
+        if self._lease is None or (self._paid and point == self._paid.point) or not self._conversation.begun:
+            return False
+        self._paid = _Paid(point, await self._sign(self._lease, point))
+        return True
+
+    async def _sign_for_rest(self) -> None:
+        """The worker is gone: what it delivered is signed for, and it hears of it when it is back."""
+        async with self._signing:
+            try:
+                with trio.CancelScope(shield=True):
+                    await self._sign_newest()
+            except Refused as error:
+                log.info("the rest of a lost answer is not paid: %s", error)
 
     async def _sign(self, lease: ChannelLease, point: Delivered) -> Pay:
         return await lease.sign(

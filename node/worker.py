@@ -397,18 +397,16 @@ class _Serving:
         assert query is not None and request is not None
         units_in = min(units_in, most_units_in(query, request))  # very sparse sound counts as less
         await self._lane.begin(units_in)
-        await self._send(Begin(units_in, self._model, service.section.window))
-        self._lane.delivered(self._conversation.delivered)
+        await self._deliver(Begin(units_in, self._model, service.section.window))
         await self._grant()
         self._note_stall()
 
     async def _send_part(self, part: Piece | Data) -> None:
         index = self._conversation.chunks
         if isinstance(part, Piece):
-            await self._send(Chunk(index, part.units_out, part.text))
+            await self._deliver(Chunk(index, part.units_out, part.text))
         else:
-            await self._send(Output(index, part.units_out, part.media_type, part.data))
-        self._lane.delivered(self._conversation.delivered)
+            await self._deliver(Output(index, part.units_out, part.media_type, part.data))
         self._note_stall()
 
     def _too_long(self, service: ModelService, part: Piece | Data) -> bool:
@@ -523,6 +521,12 @@ class _Serving:
     def _told(self) -> ServedQuery:
         assert self._served is not None
         return self._served
+
+    async def _deliver(self, message: Begin | Chunk | Output) -> None:
+        """Send what is to be paid. It is noted first: its voucher can be here before the send returns."""
+        self._conversation.sent(message)
+        self._lane.delivered(self._conversation.delivered)
+        await self._messages.send(message)
 
     async def _send(self, message: Message) -> None:
         self._conversation.sent(message)

@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import contextvars
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -20,6 +22,7 @@ import trio
 log = logging.getLogger("mtor.bridge")
 
 BUFFERED_ITEMS = 32  # of one job, on their way to a client
+CREDIT_ITEMS = 8  # taken by the client, after which the job hears of it: waking the other loop costs more than an item
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -44,7 +47,10 @@ class JobStream(Generic[Item]):
         self._bridge = bridge
         self._job = job
         self._loop = asyncio.get_running_loop()
-        self._items: asyncio.Queue[Item | _End] = asyncio.Queue()
+        self._items: deque[Item | _End] = deque()
+        self._arrived = asyncio.Event()
+        self._waking = False  # the asyncio loop was told of items and has not looked yet
+        self._taken = 0
         self._credit: trio.Semaphore | None = None
         self._scope: trio.CancelScope | None = None
         self._left = False
@@ -63,15 +69,31 @@ class JobStream(Generic[Item]):
 
     async def __aiter__(self) -> AsyncIterator[Item]:
         """Items until the job ends. Raises what the job raised."""
-        while True:
-            item = await self._items.get()
-            if isinstance(item, _End):
-                if item.error is not None:
-                    raise item.error
-                return
-            with contextlib.suppress(NodeStopping):
-                self._bridge.soon(self._give_credit)
+        while (item := await self.next()) is not None:
             yield item
+
+    async def next(self, patience: float | None = None) -> Item | None:
+        """The next item; None at the end. Raises what the job raised, and `TimeoutError` after `patience` seconds."""
+        async with asyncio.timeout(patience if not self._items else None):
+            while not self._items:
+                self._arrived.clear()
+                await self._arrived.wait()
+        item = self._items[0]
+        if isinstance(item, _End):  # it stays: whoever asks again hears the same
+            if item.error is not None:
+                raise item.error
+            return None
+        self._items.popleft()
+        self._taken += 1
+        if self._taken >= CREDIT_ITEMS:
+            taken, self._taken = self._taken, 0
+            with contextlib.suppress(NodeStopping):
+                self._bridge.soon(partial(self._give_credit, taken))
+        return item
+
+    def _wake(self) -> None:
+        self._waking = False
+        self._arrived.set()
 
     # --- on the trio side ----------------------------------------------------------------------------
 
@@ -99,14 +121,19 @@ class JobStream(Generic[Item]):
         self._put(item)
 
     def _put(self, item: Item | _End) -> None:
+        self._items.append(item)
+        if self._waking:
+            return
+        self._waking = True
         try:
-            self._loop.call_soon_threadsafe(self._items.put_nowait, item)
+            self._loop.call_soon_threadsafe(self._wake)
         except RuntimeError:  # the asyncio loop is closed: nobody listens any more
             self._cancel()
 
-    def _give_credit(self) -> None:
+    def _give_credit(self, items: int) -> None:
         if self._credit is not None:
-            self._credit.release()
+            for _ in range(items):
+                self._credit.release()
 
     def _cancel(self) -> None:
         if self._scope is not None:
