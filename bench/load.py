@@ -1,8 +1,9 @@
 """A thousand clients that stream at once through one gateway and one hop, with payment.
 
-Rule: the gateway is an ordinary `mtor up` without a model; the workers are nodes of their own behind libp2p whose engine
-gives numbered words at a fixed pace (see load_workers.py), so that a first word that comes late is the node's doing and a
-lost one shows. The clients begin in an open loop (load_clients.py). What the gateway's process takes is read every second.
+Rule: the gateway is an ordinary `mtor up` without a model; the workers are nodes of their own behind libp2p whose
+engine gives numbered words at a fixed pace (see load_workers.py), so that a first word that comes late is the node's
+doing and a lost one shows. The clients begin in an open loop (load_clients.py). What the gateway's process takes is
+read every second.
 
     python bench/load.py [--clients 1000] [--over 20] [--pace 2] [--rounds 2] [--json]
 """

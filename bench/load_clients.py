@@ -1,8 +1,8 @@
 """Clients that stream, in an open loop: each begins when its time has come, however slow the answers before it are.
 
 Rule: latencies count from when a client should have begun, so that a server that stalls cannot hide it by holding the
-clients back. An answer is whole only if its text is exactly what was expected, its finish reason came and `[DONE]` ended
-it; refusals (429, 503) are counted apart from failures. Works against any OpenAI-compatible address.
+clients back. An answer is whole only if its text is exactly what was expected, its finish reason came and `[DONE]`
+ended it; refusals (429, 503) are counted apart from failures. Works against any OpenAI-compatible address.
 
     python bench/load_clients.py --url http://127.0.0.1:9000/v1 --clients 1000 --over 20
 """

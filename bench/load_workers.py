@@ -38,7 +38,6 @@ MODEL = "paced"
 
 async def worker(folder: Path, genesis: bytes, bootstrap: str, seconds_per_token: float) -> None:
     """One worker node, until cancelled."""
-    folder.mkdir(parents=True, mode=0o700)
     install_genesis(folder, open_genesis(genesis))
     identity = load_or_create_identity(folder)
     rules = RecordRules(record_valid, newest_record)

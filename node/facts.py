@@ -5,7 +5,8 @@ Rule: derived from the owners of the state at the moment of asking; nothing is k
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Sequence
 
 from node.directory import Directory
 from node.figures import NodeFigures
@@ -13,6 +14,8 @@ from node.gateway.ports import ModelFacts
 from node.measures import Measured
 from node.network import Network
 from node.services import Services
+from protocol.messages import ModelOffer
+from protocol.requests import request_name
 
 
 class NodeFacts:
@@ -26,15 +29,12 @@ class NodeFacts:
 
     async def models(self) -> list[ModelFacts]:
         """Each model that somebody offers with a slot, once."""
-        workers: Counter[tuple[str, str]] = Counter()
-        context: dict[tuple[str, str], int] = {}
+        offered: defaultdict[tuple[str, str], list[ModelOffer]] = defaultdict(list)
         for known in self._directory.offers():
             for model in known.offer.models:
                 if model.slots:
-                    key = (str(model.realm), model.model)
-                    workers[key] += 1
-                    context[key] = max(context.get(key, 0), model.context_tokens)
-        return [ModelFacts(*key, workers[key], context[key]) for key in sorted(workers)]
+                    offered[str(model.realm), model.model].append(model)
+        return [_together(*key, offered[key]) for key in sorted(offered)]
 
     async def readiness(self) -> tuple[bool, str]:
         """Ready when a query could be answered by somebody."""
@@ -50,3 +50,17 @@ class NodeFacts:
     async def figures(self) -> list[Measured]:
         """What is counted, timed and standing now."""
         return await self._figures.read()
+
+
+def _together(realm: str, name: str, offers: Sequence[ModelOffer]) -> ModelFacts:
+    """One model, whoever serves it."""
+    cheapest = min(offers, key=lambda offer: (offer.price_out, offer.price_in))
+    return ModelFacts(
+        realm,
+        name,
+        workers=len(offers),
+        context_tokens=max(offer.context_tokens for offer in offers),
+        features=tuple(sorted({request_name(number) for offer in offers for number in offer.requests})),
+        price_in=cheapest.price_in,
+        price_out=cheapest.price_out,
+    )

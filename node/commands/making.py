@@ -86,7 +86,7 @@ def say(options: argparse.Namespace) -> int:
     client = NodeClient(data_folder(options.data))
     body = given(input=text, model=options.model, voice=options.voice, speed=options.speed, mtor=wishes(options))
     if options.out == "-":
-        for piece in client.download("/v1/audio/speech", body):
+        for piece in client.download("/v1/audio/speech", body | {"response_format": "wav"}):
             sys.stdout.buffer.write(piece)
             sys.stdout.buffer.flush()
         return 0
@@ -104,7 +104,8 @@ def speech(client: NodeClient, body: Json) -> tuple[bytes, Json]:
     """(a whole WAV, the node's facts about it)."""
     parts: list[bytes] = []
     facts: Json = {}
-    for chunk in client.events("/v1/audio/speech", body | {"stream_format": "sse"}):
+    streamed = body | {"response_format": "wav", "stream_format": "sse"}
+    for chunk in client.events("/v1/audio/speech", streamed):
         facts = chunk.get("mtor", facts)
         parts.append(base64.b64decode(chunk.get("audio", "")))
     return _with_length(b"".join(parts)), facts

@@ -71,6 +71,9 @@ def _kind(data: bytes) -> str:
             return kind
     if len(data) > 2 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0 and data[1] & 0x06:  # a frame of layer I to III
         return "MP3"
+    for place, magic, kind in ((4, b"ftyp", "an M4A or MP4"), (0, b"\x1a\x45\xdf\xa3", "a WebM")):
+        if data[place:].startswith(magic):
+            raise invalid(f"this is {kind}, which is not read here; send WAV, OGG, FLAC or MP3")
     raise invalid("this is no sound that is known here; send WAV, OGG, FLAC or MP3")
 
 

@@ -11,12 +11,20 @@ import logging
 from typing import Any
 
 from aiohttp import web
+from pydantic import BaseModel, ConfigDict
 
 from node.gateway.bridge import Bridge
 from node.gateway.failures import ApiError
+from node.gateway.routes import LINES, Answered, Route
 from node.operations import OPERATIONS, STREAMED, Json, OperationFailed, Operations
 
 log = logging.getLogger("mtor.gateway")
+
+
+class OperationArguments(BaseModel):
+    """The operation's arguments, by name."""
+
+    model_config = ConfigDict(extra="allow")
 
 
 class AdminRoutes:
@@ -26,9 +34,20 @@ class AdminRoutes:
         self._bridge = bridge
         self._operations = operations
 
-    def add_to(self, app: web.Application) -> None:
-        """Register the routes."""
-        app.router.add_post("/mtor/v1/{operation}", self.handle)
+    def routes(self) -> tuple[Route, ...]:
+        """See `Routes`."""
+        return (
+            Route(
+                "POST",
+                "/mtor/v1/{operation}",
+                self.handle,
+                "operator",
+                "What `mtor` asks of the node, by name; long operations answer with lines.",
+                (Answered(), Answered(LINES)),
+                takes=OperationArguments,
+                errors=(401, 404),
+            ),
+        )
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """One operation."""

@@ -1,7 +1,7 @@
 """A query from a client to the node, and its events back.
 
-Rule: queries are bounded in number, let in by the caller's limits, and paid by whom the caller's key says. An answer that
-does not end with `Completed` is an error. A client that leaves cancels its query.
+Rule: queries are bounded in number, let in by the caller's limits, and paid by whom the caller's key says. An answer
+that does not end with `Completed` is an error. A client that leaves cancels its query.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """`/v1/audio/speech`, `/v1/audio/transcriptions` and `/v1/audio/translations`.
 
-Rule: OpenAI's shapes. Sound goes out as it is made, in a WAV whose header says that its length is not known yet; the
-end of a stream that broke off is a dropped connection, never a quiet end. A sound that comes in is bounded before
-anything looks at it.
+Rule: OpenAI's shapes. Sound goes out as it is made; the end of a stream that broke off is a dropped connection, never a
+quiet end. A sound that comes in is bounded before anything looks at it.
 """
 
 from __future__ import annotations
@@ -13,42 +12,61 @@ import re
 from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from aiohttp import BodyPartReader, web
 from pydantic import Field
 
 from node.answers import Bytes, Completed, Delta, Question
+from node.gateway.answer_shapes import TranscriptAnswer
 from node.gateway.asking import Asker, Asking
 from node.gateway.captions import cues, seconds_of, subrip
 from node.gateway.failures import ApiError
 from node.gateway.openai import facts, usage
+from node.gateway.routes import EVENTS, FORM, Answered, Route
+from node.gateway.sounds import DEFAULT_FORMAT, SOUND_KINDS, Sound, sound_as
+from node.gateway.sounds import FORMATS as SOUND_FORMATS
 from node.gateway.sse import DONE_EVENT, EventStream, event
 from node.gateway.wishes import Lenient, MtorWishes, bounded_text, encodable, parse, question, thousandths, unsupported
 from protocol import params
 from protocol.ids import SPEECH
 from protocol.messages import Media, SpeakRequest, TranscribeRequest
+from protocol.requests import sound_rate
 
-PCM = re.compile(r"audio/pcm;rate=(\d{4,6})")
 SLOWEST, FASTEST = 0.25, 4.0
-UNKNOWN_LENGTH = 0xFFFFFFFF
-FORM_ROUTES = frozenset({"/v1/audio/transcriptions", "/v1/audio/translations"})  # these read their bodies themselves
+SPEECH_PATH = "/v1/audio/speech"
+TRANSCRIPTS_PATH, TRANSLATIONS_PATH = "/v1/audio/transcriptions", "/v1/audio/translations"
+FORM_ROUTES = frozenset({TRANSCRIPTS_PATH, TRANSLATIONS_PATH})  # these read their bodies themselves
 FORM_BYTES = 64 * params.KIB  # of any field but the file
 FORM_FIELDS = 32
 FORM_SECONDS = 60.0  # for a form to arrive
 TIMED = frozenset({"srt", "vtt", "verbose_json"})
 FORMATS = frozenset({"json", "text"}) | TIMED
+TEXT_KINDS = ("text/plain", "text/vtt", "application/x-subrip")  # of transcripts that are no JSON
 
 
 class SpeechRequest(Lenient):
     """`POST /v1/audio/speech`."""
 
-    input: str
+    input: str = Field(json_schema_extra={"minLength": 1})
     model: str = "auto"
     voice: str | None = None
-    response_format: str | None = None
+    response_format: str | None = Field(None, json_schema_extra={"enum": [*SOUND_FORMATS, None]})
     speed: float = Field(1.0, ge=SLOWEST, le=FASTEST)
-    stream_format: str | None = None
+    stream_format: str | None = Field(None, json_schema_extra={"enum": ["audio", "sse", None]})
+    mtor: MtorWishes | None = None
+
+
+class TranscriptForm(Lenient):
+    """The form of a sound to transcribe, for `/openapi.json`: `read_transcript_request` checks it, field by field."""
+
+    file: bytes
+    model: str = "auto"
+    language: str | None = Field(None, pattern=r"^[A-Za-z-]{0,16}$")
+    prompt: str | None = None
+    response_format: Literal["json", "text", "srt", "vtt", "verbose_json"] = "json"
+    temperature: float | None = Field(None, ge=0, le=1)
+    stream: bool | None = None
     mtor: MtorWishes | None = None
 
 
@@ -57,7 +75,7 @@ class SpeechAsked:
     """A checked request for speech."""
 
     question: Question
-    raw: bool  # PCM without a header
+    format: str  # one of `sounds.FORMATS`
     events: bool  # in server-sent events, of which the last says what it cost
 
 
@@ -74,8 +92,9 @@ class TranscriptAsked:
 def read_speech_request(body: bytes) -> SpeechAsked:
     """A request's JSON. Raises `ApiError` (400) that names the parameter."""
     wanted = parse(SpeechRequest, body)
-    if wanted.response_format not in (None, "wav", "pcm"):
-        raise unsupported("response_format", "sound is made as wav or pcm")
+    format = wanted.response_format or DEFAULT_FORMAT
+    if format not in SOUND_FORMATS:
+        raise unsupported("response_format", f"sound is made as {', '.join(SOUND_FORMATS)}")
     if wanted.stream_format not in (None, "audio", "sse"):
         raise unsupported("stream_format", "sound is streamed as audio or sse")
     voice = encodable("voice", wanted.voice or "")
@@ -85,7 +104,7 @@ def read_speech_request(body: bytes) -> SpeechAsked:
     text = bounded_text("input", wanted.input, params.MAX_SPOKEN_BYTES)
     request = SpeakRequest(text, voice, thousandths(wanted.speed, 1.0))
     asked = question(request, wanted.model, SPEECH, wanted.mtor or MtorWishes(), ())
-    return SpeechAsked(asked, wanted.response_format == "pcm", wanted.stream_format == "sse")
+    return SpeechAsked(asked, format, wanted.stream_format == "sse")
 
 
 def read_transcript_request(fields: Mapping[str, str], sound: bytes | None, *, translate: bool) -> TranscriptAsked:
@@ -130,11 +149,22 @@ class AudioRoutes:
     def __init__(self, asker: Asker) -> None:
         self._asker = asker
 
-    def add_to(self, app: web.Application) -> None:
-        """Register the routes."""
-        app.router.add_post("/v1/audio/speech", self.speech)
-        app.router.add_post("/v1/audio/transcriptions", self.transcription)
-        app.router.add_post("/v1/audio/translations", self.translation)
+    def routes(self) -> tuple[Route, ...]:
+        """See `Routes`."""
+        sounds = (*(Answered(kind) for kind in SOUND_KINDS), Answered(EVENTS))
+        said = (Answered(shape=TranscriptAnswer), *(Answered(kind) for kind in TEXT_KINDS), Answered(EVENTS))
+        return (
+            Route(
+                "POST", SPEECH_PATH, self.speech, "openai", "A text, spoken.", sounds, takes=SpeechRequest, asks=True
+            ),
+            *(
+                Route("POST", path, handler, "openai", summary, said, TranscriptForm, FORM, asks=True)
+                for path, handler, summary in (
+                    (TRANSCRIPTS_PATH, self.transcription, "What a sound says."),
+                    (TRANSLATIONS_PATH, self.translation, "What a sound says, in English."),
+                )
+            ),
+        )
 
     async def speech(self, request: web.Request) -> web.StreamResponse:
         """Text to sound."""
@@ -142,8 +172,8 @@ class AudioRoutes:
         async with self._asker.ask(request, asked.question) as asking:
             if asked.events:
                 stream = EventStream(request, asking.headers)
-                return await stream.run(lambda: _follow_sound(asking, stream, raw=asked.raw))
-            return await _send_sound(request, asking, raw=asked.raw)
+                return await stream.run(lambda: _follow_sound(asking, stream, asked.format))
+            return await _send_sound(request, asking, asked.format)
 
     async def transcription(self, request: web.Request) -> web.StreamResponse:
         """Sound to text."""
@@ -168,58 +198,56 @@ class AudioRoutes:
 # --- speech ------------------------------------------------------------------------------------------------
 
 
-async def _send_sound(request: web.Request, asking: Asking, *, raw: bool) -> web.StreamResponse:
+async def _send_sound(request: web.Request, asking: Asking, format: str) -> web.StreamResponse:
     """The sound as it comes. What fails after the first byte drops the connection: a cut sound must not look whole."""
     response: web.StreamResponse | None = None
+    sound: Sound | None = None
     try:
         async with aclosing(asking.events()) as events:
             async for item in events:
                 if isinstance(item, Bytes):
-                    if response is None:
-                        response = await _begin_sound(request, asking, item.media_type, raw=raw)
-                    await response.write(item.data)
+                    sound = sound or _sound(item, format)
+                    response = response or await _begin_sound(request, asking, sound)
+                    await response.write(await sound.add(item.data))
     except ApiError as error:
         if response is None:
             raise
         if request.transport is not None:
             request.transport.abort()
         raise ConnectionResetError(error.message) from None
-    if response is None:
+    if response is None or sound is None:
         raise ApiError(502, "the worker made no sound of this text", code="engine_failed")
+    await response.write(await sound.end())
     await response.write_eof()
     return response
 
 
-async def _begin_sound(request: web.Request, asking: Asking, media_type: str, *, raw: bool) -> web.StreamResponse:
-    header = _header(media_type, raw=raw)
-    kind = media_type if raw else "audio/wav"
-    response = web.StreamResponse(headers={"Content-Type": kind} | asking.headers())
+async def _begin_sound(request: web.Request, asking: Asking, sound: Sound) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": sound.media_type} | asking.headers())
     await response.prepare(request)
-    if header:
-        await response.write(header)
     return response
 
 
-def _header(media_type: str, *, raw: bool) -> bytes:
-    """What goes before the samples. Raises `ApiError` (502)."""
-    match = PCM.fullmatch(media_type)
-    if match is None:
+def _sound(first: Bytes, format: str) -> Sound:
+    """What the worker's samples become. Raises `ApiError` (502)."""
+    rate = sound_rate(first.media_type)
+    if not rate:
         raise ApiError(502, "the worker sent something else than sound", code="engine_failed")
-    return b"" if raw else wav_header(int(match[1]))
+    return sound_as(format, rate)
 
 
-async def _follow_sound(asking: Asking, stream: EventStream, *, raw: bool) -> None:
+async def _follow_sound(asking: Asking, stream: EventStream, format: str) -> None:
     """The same bytes in events."""
-    begun = False
+    sound: Sound | None = None
     async with aclosing(asking.events_and_pauses()) as events:
         async for item in events:
             if item is None:
                 await stream.waiting()
             if isinstance(item, Bytes):
-                data = item.data if begun else _header(item.media_type, raw=raw) + item.data
-                begun = True
-                await stream.send({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()})
+                sound = sound or _sound(item, format)
+                await _send_part(stream, await sound.add(item.data))
             if isinstance(item, Completed):
+                await _send_part(stream, await sound.end() if sound else b"")
                 counts = usage(item)
                 spoken = {
                     "input_tokens": counts["prompt_tokens"],
@@ -229,19 +257,9 @@ async def _follow_sound(asking: Asking, stream: EventStream, *, raw: bool) -> No
                 await stream.send({"type": "speech.audio.done", "usage": spoken, "mtor": facts(item)})
 
 
-def wav_header(rate: int, data_bytes: int | None = None) -> bytes:
-    """Of one channel, 16 bits. Without `data_bytes` the length is given as unknown, as streaming players expect."""
-    riff = UNKNOWN_LENGTH if data_bytes is None else data_bytes + 36
-    size = UNKNOWN_LENGTH if data_bytes is None else data_bytes
-    return b"".join(
-        (
-            b"RIFF" + riff.to_bytes(4, "little") + b"WAVEfmt ",
-            (16).to_bytes(4, "little") + (1).to_bytes(2, "little") + (1).to_bytes(2, "little"),
-            rate.to_bytes(4, "little") + (2 * rate).to_bytes(4, "little"),
-            (2).to_bytes(2, "little") + (16).to_bytes(2, "little"),
-            b"data" + size.to_bytes(4, "little"),
-        )
-    )
+async def _send_part(stream: EventStream, data: bytes) -> None:
+    if data:
+        await stream.send({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()})
 
 
 # --- transcripts -------------------------------------------------------------------------------------------

@@ -10,8 +10,10 @@ from contextlib import aclosing
 from aiohttp import web
 
 from node.answers import AnswerEvent, Completed, Delta, Routed
+from node.gateway.answer_shapes import ChoicesAnswer
 from node.gateway.asking import Asker, Asking
-from node.gateway.openai import Asked, Shapes, facts, read_chat_request
+from node.gateway.openai import Asked, ChatCompletionRequest, Shapes, facts, read_chat_request
+from node.gateway.routes import EVENTS, Answered, Route
 from node.gateway.sse import DONE_EVENT, EventStream, event
 from node.gateway.standing import Standing
 
@@ -22,9 +24,11 @@ class ChatRoutes:
     def __init__(self, asker: Asker) -> None:
         self._asker = asker
 
-    def add_to(self, app: web.Application) -> None:
-        """Register the routes."""
-        app.router.add_post("/v1/chat/completions", self.handle)
+    def routes(self) -> tuple[Route, ...]:
+        """See `Routes`."""
+        answers = (Answered(shape=ChoicesAnswer), Answered(EVENTS))
+        path, summary = "/v1/chat/completions", "The next message of a conversation, with pictures in it or without."
+        return (Route("POST", path, self.handle, "openai", summary, answers, takes=ChatCompletionRequest, asks=True),)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """One query."""

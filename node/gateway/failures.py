@@ -12,6 +12,8 @@ from typing import Any
 
 from protocol.errors import ErrorCode
 
+RETRY_STATUSES = (429, 503)  # always with `Retry-After`
+
 
 @dataclass(frozen=True, slots=True)
 class HttpMeaning:
@@ -49,10 +51,14 @@ class ApiError(Exception):
         """OpenAI's shape."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
+    def ollama_body(self) -> dict[str, Any]:
+        """Ollama's shape."""
+        return {"error": self.message}
+
     def headers(self) -> dict[str, str]:
         """`Retry-After` in whole seconds where waiting helps, and to the millisecond where that is known."""
         headers = dict(self._headers)
-        if self.retry_ms or self.status in (429, 503):
+        if self.retry_ms or self.status in RETRY_STATUSES:
             headers["Retry-After"] = str(max(1, -(-self.retry_ms // 1_000)))
         if self.retry_ms:
             headers["retry-after-ms"] = str(self.retry_ms)

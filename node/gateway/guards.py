@@ -96,6 +96,8 @@ class Guards:
             self._check_operator(request)
             return
         self._check_origin(request)
+        if request.method == "OPTIONS":
+            return  # a browser asks without a key what it may ask with one
         if request.path.startswith(ASKING):
             self._limits.arrived(self.address(request), self._clock())
             if request.path != SOCKET:

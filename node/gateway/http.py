@@ -14,8 +14,8 @@ import logging
 import os
 import re
 import secrets
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,21 +24,28 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from node.config import GatewaySection
+from node.gateway import openapi
 from node.gateway.admin import AdminRoutes
+from node.gateway.answer_shapes import HealthAnswer, ReadyAnswer
 from node.gateway.asking import QUERY_ID, REQUEST_NAME, Asker
 from node.gateway.audio import FORM_ROUTES, AudioRoutes
 from node.gateway.bridge import Bridge, NodeStopping
 from node.gateway.chat import ChatRoutes
+from node.gateway.cross_origin import CrossOrigin, no_such_route
+from node.gateway.embeddings import EmbeddingRoutes
 from node.gateway.failures import ApiError
 from node.gateway.guards import Guards, is_loopback
 from node.gateway.images import ImageRoutes
 from node.gateway.keys import ApiKeys, KeyUsage
 from node.gateway.metrics import render
-from node.gateway.ports import Answers, GatewayFacts, ModelFacts
+from node.gateway.models import ModelRoutes
+from node.gateway.ports import Answers, GatewayFacts
+from node.gateway.routes import Answered, Handler, Route, Routes, register
 from node.gateway.sessions import Sessions
 from node.measures import Figure, Measures
 from node.operations import Operations
 from node.private_files import write_private
+from node.version import VERSION
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
@@ -51,22 +58,24 @@ BODY_SECONDS = 30.0  # for a request's body to arrive
 SHUTDOWN_SECONDS = 3.0  # for answers that are being written when the node stops
 SERVER_NAME = "mtor"
 SOCKET_ROUTE = "/ws"
+OLLAMA_PREFIX = "/api/"
 UNMATCHED = "unmatched"  # the route of requests that have none: their paths are their own words
 NOT_OF_IDS = re.compile(r"[^A-Za-z0-9._:/+=-]")  # left out of a client's own name for a request
 REQUEST_ID_CHARACTERS = 128
 CLIENT_GONE = 499
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
 INDEX = """<!doctype html><meta charset="utf-8"><title>MTOR node</title>
 <style>body{font:16px/1.5 system-ui;max-width:44rem;margin:3rem auto;padding:0 1rem;color-scheme:light dark}</style>
 <h1>MTOR node</h1>
 <p>This node answers OpenAI-compatible requests and routes them to a peer whose card fits.</p>
-<ul><li><code>POST /v1/chat/completions</code> (text and pictures in)
+<ul><li><code>POST /v1/chat/completions</code> (text and pictures in), <code>/v1/responses</code>,
+<code>/v1/completions</code>
 <li><code>POST /v1/images/generations</code>
 <li><code>POST /v1/audio/speech</code>, <code>/v1/audio/transcriptions</code>, <code>/v1/audio/translations</code>
 <li><code>GET /v1/models</code>
+<li><code>POST /api/chat</code>, <code>/api/generate</code>, <code>GET /api/tags</code>: Ollama's interface
 <li><code>GET /healthz</code>, <code>/readyz</code>, <code>/metrics</code></ul>
+<p><a href="/openapi.json">/openapi.json</a> describes all of it.</p>
 <p>From a terminal: <code>mtor ask "What is the capital of France?"</code></p>
 """
 
@@ -87,18 +96,21 @@ class Gateway:
         self._bridge = Bridge()
         self._http = Measures()  # of this side of the bridge
         self._sockets = 0
-        self._started_at = int(time.time())
         self._keys = ApiKeys(data)
         self._usage = KeyUsage(data)
         self.sessions = Sessions()
         self._guards = Guards(config, self._keys, self._usage, self.sessions, _admin_token(data))
         asker = Asker(self._bridge, answers, config.max_concurrent, self._guards)
-        self._routes = (
+        parts: tuple[Routes, ...] = (
+            ModelRoutes(self._bridge, facts),
             ChatRoutes(asker),
             ImageRoutes(asker),
             AudioRoutes(asker),
+            EmbeddingRoutes(),
             AdminRoutes(self._bridge, operations),
         )
+        self.table: tuple[Route, ...] = (*self._own_routes(), *(route for part in parts for route in part.routes()))
+        self._cross_origin = CrossOrigin(config.allowed_origins)
 
     async def run(self, task_status: TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; started with the URL. Raises `GatewayError`."""
@@ -144,15 +156,21 @@ class Gateway:
     def _app(self) -> web.Application:
         app = web.Application(client_max_size=self._config.max_body_bytes, middlewares=[self._around])
         app.on_response_prepare.append(_name)
-        app.router.add_get("/", _index)
-        app.router.add_get("/healthz", _healthz)
-        app.router.add_get("/readyz", self._readyz)
-        app.router.add_get("/metrics", self._metrics_text)
-        app.router.add_get("/v1/models", self._models)
-        app.router.add_get("/v1/models/{model:.+}", self._model)
-        for routes in self._routes:
-            routes.add_to(app)
+        app.on_response_prepare.append(self._cross_origin.prepare)
+        register(app, self.table)
         return app
+
+    def _own_routes(self) -> tuple[Route, ...]:
+        html, text = Answered("text/html"), Answered("text/plain")
+        health, ready = Answered(shape=HealthAnswer), Answered(shape=ReadyAnswer)
+        not_ready = Answered(shape=ReadyAnswer, status=503)
+        return (
+            Route("GET", "/", _index, "node", "A page about this node.", (html,)),
+            Route("GET", "/healthz", _healthz, "node", "Whether the gateway runs.", (health,)),
+            Route("GET", "/readyz", self._readyz, "node", "Whether queries can be answered.", (ready, not_ready)),
+            Route("GET", "/metrics", self._metrics_text, "node", "Figures for Prometheus.", (text,)),
+            Route("GET", "/openapi.json", self._openapi, "node", "This description.", (Answered(),)),
+        )
 
     # --- around every request ------------------------------------------------------------------------
 
@@ -174,31 +192,38 @@ class Gateway:
         request[REQUEST_NAME] = _request_name(request)
         try:
             self._guards.check(request)
+            if request.method == "OPTIONS":
+                return self._cross_origin.options(request)
             if request.path not in FORM_ROUTES:
                 await _read_body(request)
             response = await handler(request)
         except ApiError as error:
-            response = self._error_response(error)
+            response = self._error_response(request, error)
         except web.HTTPException as error:
-            response = self._error_response(self._from_aiohttp(request, error))
+            response = self._error_response(request, self._from_aiohttp(request, error))
         except NodeStopping:
-            response = self._error_response(ApiError(503, "the node is stopping", code="stopping", retry_ms=5_000))
+            response = self._error_response(
+                request, ApiError(503, "the node is stopping", code="stopping", retry_ms=5_000)
+            )
         except (web.RequestPayloadError, HttpProcessingError) as error:
             message = f"the body cannot be read: {' '.join(str(error).split())}; send it whole and as its headers say"
-            response = self._error_response(ApiError(400, message, code="invalid_body"))
+            response = self._error_response(request, ApiError(400, message, code="invalid_body"))
         except (asyncio.CancelledError, ConnectionError):
             raise  # the client went away
         except Exception:
             log.exception("request to %s failed", _route(request))
-            response = self._error_response(ApiError(500, "the node failed in a way it cannot name; see its log"))
+            response = self._error_response(
+                request, ApiError(500, "the node failed in a way it cannot name; see its log")
+            )
         if not response.prepared:
             response.headers["Server"] = SERVER_NAME
             response.headers["X-Content-Type-Options"] = "nosniff"
         return response
 
-    def _error_response(self, error: ApiError) -> web.Response:
+    def _error_response(self, request: web.Request, error: ApiError) -> web.Response:
         self._http.count("mtor_http_errors", error.code or "none")
-        return web.json_response(error.body(), status=error.status, headers=error.headers())
+        body = error.ollama_body() if request.path.startswith(OLLAMA_PREFIX) else error.body()
+        return web.json_response(body, status=error.status, headers=error.headers())
 
     def _from_aiohttp(self, request: web.Request, error: web.HTTPException) -> ApiError:
         if isinstance(error, web.HTTPRequestEntityTooLarge):
@@ -206,9 +231,7 @@ class Gateway:
             message = f"the body is larger than {limit} bytes (gateway.max_body_bytes); send less"
             return ApiError(413, message, code="request_too_large")
         if isinstance(error, web.HTTPNotFound):
-            return ApiError(
-                404, f"there is no {request.method} {request.path}; see / for what there is", code="not_found"
-            )
+            return no_such_route(request)
         if isinstance(error, web.HTTPMethodNotAllowed):
             allowed = ", ".join(sorted(error.allowed_methods))
             return ApiError(405, f"{request.path} takes {allowed}, not {request.method}", code="method_not_allowed")
@@ -226,22 +249,12 @@ class Gateway:
         body, content_type = render(measured, request.headers.get("Accept", ""))
         return web.Response(body=body, headers={"Content-Type": content_type})
 
-    async def _models(self, request: web.Request) -> web.Response:
-        models: list[ModelFacts] = await self._bridge.call(self._facts.models)
-        return web.json_response({"object": "list", "data": [self._model_row(model) for model in models]})
+    async def _openapi(self, request: web.Request) -> web.Response:
+        return web.json_response(self._description)
 
-    async def _model(self, request: web.Request) -> web.Response:
-        wanted = request.match_info["model"]
-        models: list[ModelFacts] = await self._bridge.call(self._facts.models)
-        found = next((model for model in models if model.model == wanted), None)
-        if found is None:
-            offered = ", ".join(model.model for model in models) or "nothing now"
-            raise ApiError(404, f"no peer offers the model {wanted!r}; on offer: {offered}", code="model_not_found")
-        return web.json_response(self._model_row(found))
-
-    def _model_row(self, model: ModelFacts) -> dict[str, Any]:
-        more = {"realm": model.realm, "workers": model.workers, "context_tokens": model.context_tokens}
-        return {"id": model.model, "object": "model", "created": self._started_at, "owned_by": "mtor", "mtor": more}
+    @cached_property
+    def _description(self) -> dict[str, Any]:
+        return openapi.describe(self.table, VERSION)
 
 
 async def _index(request: web.Request) -> web.Response:

@@ -18,9 +18,11 @@ from aiohttp import web
 from pydantic import Field
 
 from node.answers import Bytes, Completed, Progressed, Question
+from node.gateway.answer_shapes import PicturesAnswer
 from node.gateway.asking import Asker, Asking
 from node.gateway.failures import ApiError
 from node.gateway.openai import facts, usage
+from node.gateway.routes import EVENTS, Answered, Route
 from node.gateway.sse import EventStream
 from node.gateway.standing import Standing
 from node.gateway.wishes import (
@@ -45,13 +47,13 @@ SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
 class ImagesRequest(Lenient):
     """`POST /v1/images/generations`. `steps`, `seed`, `guidance` and `negative_prompt` are this node's own."""
 
-    prompt: str
+    prompt: str = Field(json_schema_extra={"minLength": 1})
     model: str = "auto"
     n: int | None = Field(None, ge=1, le=MOST_PICTURES)
-    size: str | None = None
-    response_format: str | None = None
-    output_format: str | None = None
-    background: str | None = None
+    size: str | None = Field(None, json_schema_extra={"pattern": f"^({SIZE.pattern}|auto)$"})
+    response_format: str | None = Field(None, json_schema_extra={"enum": ["b64_json", None]})
+    output_format: str | None = Field(None, json_schema_extra={"enum": ["png", None]})
+    background: str | None = Field(None, json_schema_extra={"enum": ["auto", "opaque", None]})
     stream: bool | None = None
     partial_images: int | None = Field(None, ge=0, le=100)
     negative_prompt: str = ""
@@ -129,9 +131,11 @@ class ImageRoutes:
     def __init__(self, asker: Asker) -> None:
         self._asker = asker
 
-    def add_to(self, app: web.Application) -> None:
-        """Register the routes."""
-        app.router.add_post("/v1/images/generations", self.handle)
+    def routes(self) -> tuple[Route, ...]:
+        """See `Routes`."""
+        answers = (Answered(shape=PicturesAnswer), Answered(EVENTS))
+        path, summary = "/v1/images/generations", "Pictures from words; `stream` shows previews."
+        return (Route("POST", path, self.handle, "openai", summary, answers, takes=ImagesRequest, asks=True),)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """One request."""

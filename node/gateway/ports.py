@@ -22,12 +22,16 @@ class Answers(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """A model that can be asked now, by whoever serves it."""
+    """A model that can be asked now, by whoever serves it. Prices are µcredits for 1,000 units, the cheapest
+    worker's."""
 
     realm: str
     model: str
     workers: int
     context_tokens: int
+    features: tuple[str, ...] = ()  # what can be asked of it, by the names of requests
+    price_in: int = 0
+    price_out: int = 0
 
 
 class GatewayFacts(Protocol):

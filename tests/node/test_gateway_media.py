@@ -7,10 +7,12 @@ import wave
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import trio
 
 from node.answers import AnswerEvent, Bytes, Delta, Failed, Progressed, Question, Routed
+from node.engines.sound import RATE, hear
 from node.gateway.captions import cues, subrip
 from protocol.errors import ErrorCode
 from protocol.ids import IMAGINE, SPEECH, VISION
@@ -182,7 +184,8 @@ TONE = bytes(range(256)) * 20
 async def test_speech_streams_as_wav(tmp_path: Path) -> None:
     script = events(ROUTED, Bytes("audio/pcm;rate=24000", TONE), Bytes("audio/pcm;rate=24000", TONE), completed())
     async with gateway_world(tmp_path, script) as world:
-        reply = await world.ask("POST", SPEAK, {"input": "Hello.", "voice": "anna", "speed": 1.5, "model": "tts-1"})
+        asked = {"input": "Hello.", "voice": "anna", "speed": 1.5, "model": "tts-1", "response_format": "wav"}
+        reply = await world.ask("POST", SPEAK, asked)
         assert reply.headers["content-type"] == "audio/wav"
         assert reply.body[:4] == b"RIFF" and reply.body[44:] == TONE + TONE
         with wave.open(io.BytesIO(reply.body)) as sound:
@@ -191,10 +194,59 @@ async def test_speech_streams_as_wav(tmp_path: Path) -> None:
         assert question.realm == SPEECH and question.request == SpeakRequest("Hello.", "anna", 1_500)
         raw = await world.ask("POST", SPEAK, {"input": "Hello.", "response_format": "pcm"})
         assert raw.body == TONE + TONE
-        in_events = await world.ask("POST", SPEAK, {"input": "Hello.", "stream_format": "sse"})
+        in_events = await world.ask("POST", SPEAK, asked | {"stream_format": "sse"})
         sound = b"".join(base64.b64decode(chunk.get("audio", "")) for chunk in in_events.chunks)
         assert sound == reply.body and in_events.chunks[-1]["type"] == "speech.audio.done"
         assert in_events.chunks[-1]["mtor"]["cost_micro"] == 16
+
+
+def sine(rate: int, seconds: float) -> bytes:
+    """A tone of 440 Hz, as a worker sends it."""
+    samples = np.sin(np.arange(int(rate * seconds)) * 2 * np.pi * 440 / rate) * 16_000
+    return samples.astype("<i2").tobytes()
+
+
+def loudest(samples: Any, rate: int) -> float:
+    """The frequency that a sound has most of."""
+    return float(np.argmax(np.abs(np.fft.rfft(samples)))) * rate / len(samples)
+
+
+@pytest.mark.parametrize("rate", [24_000, 22_050, 20_000])
+@pytest.mark.parametrize(("wanted", "kind"), [("mp3", "mpeg"), ("opus", "ogg"), ("flac", "flac"), (None, "mpeg")])
+async def test_speech_is_packed_as_it_is_made(tmp_path: Path, wanted: str | None, kind: str, rate: int) -> None:
+    tone = sine(rate, 2.0)
+    parts = [tone[start : start + 9_001] for start in range(0, len(tone), 9_001)]  # cut within samples, too
+    said = [Bytes(f"audio/pcm;rate={rate}", part) for part in parts]
+    asked = {"input": "Hello."} | ({"response_format": wanted} if wanted else {})
+    async with gateway_world(tmp_path, events(ROUTED, *said, completed())) as world:
+        reply = await world.ask("POST", SPEAK, asked)
+        assert reply.headers["content-type"] == f"audio/{kind}"
+        samples = hear(reply.body)
+        assert abs(len(samples) / RATE - 2.0) < 0.1 and abs(loudest(samples, RATE) - 440) < 2
+        in_events = await world.ask("POST", SPEAK, asked | {"stream_format": "sse"})
+        streamed = b"".join(base64.b64decode(chunk.get("audio", "")) for chunk in in_events.chunks)
+        assert len(streamed) == len(reply.body) and (len(in_events.chunks) > 2 or wanted == "flac")
+
+
+async def test_packed_sound_is_sent_before_all_of_it_is_made(tmp_path: Path) -> None:
+    heard = trio.Event()
+
+    async def halves(question: Question, emit: Emit) -> None:
+        await emit(ROUTED)
+        await emit(Bytes("audio/pcm;rate=24000", sine(24_000, 3.0)))
+        await heard.wait()
+        await emit(completed())
+
+    async with gateway_world(tmp_path, halves) as world:
+        client = await trio.open_tcp_stream("127.0.0.1", world.port)
+        await client.send_all(_posted(SPEAK, b'{"input": "Hello."}'))
+        received = b""
+        with trio.fail_after(30):
+            while len(received) < 4_000:
+                received += await client.receive_some()
+        heard.set()
+        await client.aclose()
+    assert b"audio/mpeg" in received
 
 
 async def test_a_sound_that_breaks_off_does_not_look_whole(tmp_path: Path) -> None:
@@ -215,7 +267,7 @@ async def test_a_sound_that_breaks_off_does_not_look_whole(tmp_path: Path) -> No
         ({"input": "x" * 40_000}, "input"),
         ({"voice": "v" * 129}, "voice"),
         ({"speed": 9}, "speed"),
-        ({"response_format": "mp3"}, "response_format"),
+        ({"response_format": "aac"}, "response_format"),
     ],
 )
 async def test_wrong_speech_is_refused_by_name(tmp_path: Path, fields: dict[str, Any], param: str) -> None:
