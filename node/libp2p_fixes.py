@@ -263,12 +263,12 @@ async def _read_data_body(self: Any, length: int) -> bytes:
 
 
 async def _write_frame(self: Any, data: bytes) -> None:
-    """Defect: a write that is cancelled leaves half a frame on the wire, or a nonce used and nothing sent. And each frame is
-    encrypted and given to the system by itself.
-    Symptom: one cancelled query breaks the connection and every stream on it. With many streams a node's time goes into
-    system calls for a few bytes each.
-    Cure: a frame is written whole once begun; cancellation takes effect before it. Frames that wait for their turn leave
-    together. A peer that takes none within `FRAME_WRITE_TIMEOUT` has lost the connection.
+    """Defect: a write that is cancelled leaves half a frame on the wire, or a nonce used and nothing sent. And each
+    frame is encrypted and given to the system by itself.
+    Symptom: one cancelled query breaks the connection and every stream on it. With many streams a node's time goes
+    into system calls for a few bytes each.
+    Cure: a frame is written whole once begun; cancellation takes effect before it. Frames that wait for their turn
+    leave together. A peer that takes none within `FRAME_WRITE_TIMEOUT` has lost the connection.
     """
     frames = _waiting_frames(self)
     frame = _Frame(data)
@@ -304,7 +304,7 @@ def _waiting_frames(muxer: Any) -> deque[_Frame]:
 
 
 async def _write_batch(muxer: Any, frames: deque[_Frame], wanted: _Frame) -> None:
-    """Write what waits, in order, at least up to `wanted`. The writers of the others hear of an error by their frames."""
+    """Write what waits, in order, at least up to `wanted`. The others' writers hear of an error by their frames."""
     while not wanted.taken:
         batch: list[_Frame] = []
         size = 0

@@ -329,8 +329,8 @@ class _Asking:
     # --- paying --------------------------------------------------------------------------------------
 
     async def _keep_paying(self) -> None:
-        """Sign for the prompt, and again whenever a part of the window is unpaid; points that come while signing share a
-        voucher."""
+        """Sign for the prompt, and again whenever a part of the window is unpaid; points that come while signing share
+        a voucher."""
         while True:
             await self._unpaid.wait()
             self._unpaid = trio.Event()

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import secrets
+import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
