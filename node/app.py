@@ -34,6 +34,7 @@ from node.federation import FederationError
 from node.figures import NodeFigures
 from node.gateway.http import Gateway, GatewayError
 from node.gateway.keys import KeysError
+from node.gateway.ports import FederationFacts
 from node.identity import IdentityError, load_or_create_identity
 from node.ledger_service import LedgerService, open_bookkeeper
 from node.libp2p_host import Libp2pNetwork
@@ -182,7 +183,15 @@ class Node:
             lambda: self._serving.guard.state.paused,
             self._problems,
         )
-        facts = NodeFacts(self._network, self._directory, self._services, figures)
+        facts = NodeFacts(
+            config.node.name,
+            self._network,
+            self._directory,
+            self._services,
+            FederationFacts(self._bookkeeper.genesis.name, self._bookkeeper.federation.hex()),
+            lambda: self._serving.guard.state,
+            figures,
+        )
         self._gateway = Gateway(config.gateway, data, WatchedAnswers(router, measures), operations, facts)
         self._scope = trio.CancelScope()
         self._local: trio.Nursery | None = None

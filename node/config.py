@@ -78,6 +78,11 @@ class GatewaySection(Section):
     limit_loopback: bool = Field(
         False, description="true: these limits of addresses and without a key also hold for this machine's programs."
     )
+    max_sockets: int = Field(64, ge=1, description="WebSockets open at once; more get 503.")
+    max_socket_queries: int = Field(32, ge=1, description="Queries at once on one WebSocket.")
+    max_kept_bytes: int = Field(
+        64 * 1024 * 1024, ge=65_536, description="Of answers kept for WebSocket clients that read slowly or come back."
+    )
 
 
 class RealmSection(Section):

@@ -43,6 +43,8 @@ from node.gateway.models import ModelRoutes
 from node.gateway.ports import Answers, GatewayFacts
 from node.gateway.routes import Answered, Handler, Route, Routes, register
 from node.gateway.sessions import Sessions
+from node.gateway.watching import Watching
+from node.gateway.websocket import SocketRoutes
 from node.measures import Figure, Measures
 from node.operations import Operations
 from node.private_files import write_private
@@ -75,6 +77,7 @@ INDEX = """<!doctype html><meta charset="utf-8"><title>MTOR node</title>
 <li><code>POST /v1/audio/speech</code>, <code>/v1/audio/transcriptions</code>, <code>/v1/audio/translations</code>
 <li><code>GET /v1/models</code>
 <li><code>POST /api/chat</code>, <code>/api/generate</code>, <code>GET /api/tags</code>: Ollama's interface
+<li><code>/ws</code>, a WebSocket: many queries, places in the queue, previews, going on after a broken connection
 <li><code>GET /healthz</code>, <code>/readyz</code>, <code>/metrics</code></ul>
 <p><a href="/openapi.json">/openapi.json</a> describes all of it.</p>
 <p>From a terminal: <code>mtor ask "What is the capital of France?"</code></p>
@@ -102,6 +105,8 @@ class Gateway:
         self.sessions = Sessions()
         self._guards = Guards(config, self._keys, self._usage, self.sessions, _admin_token(data))
         asker = Asker(self._bridge, answers, config.max_concurrent, self._guards)
+        watching = Watching(self._bridge, facts, asker, discreet=not is_loopback(config.host))
+        self._socket = SocketRoutes(config, self._guards, asker, watching)
         parts: tuple[Routes, ...] = (
             ModelRoutes(self._bridge, facts),
             ChatRoutes(asker),
@@ -109,6 +114,7 @@ class Gateway:
             AudioRoutes(asker),
             EmbeddingRoutes(),
             AdminRoutes(self._bridge, operations),
+            self._socket,
         )
         self.table: tuple[Route, ...] = (*self._own_routes(), *(route for part in parts for route in part.routes()))
         self._cross_origin = CrossOrigin(config.allowed_origins)
@@ -157,6 +163,7 @@ class Gateway:
     def _app(self) -> web.Application:
         app = web.Application(client_max_size=self._config.max_body_bytes, middlewares=[self._around])
         app.on_response_prepare.append(_name)
+        app.on_shutdown.append(self._socket.say_goodbye)
         app.on_response_prepare.append(self._cross_origin.prepare)
         register(app, self.table)
         return app

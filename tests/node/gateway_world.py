@@ -20,11 +20,11 @@ from node.answers import AnswerEvent, Completed, Delta, Failed, Question, Routed
 from node.asked_queries import WatchedAnswers
 from node.config import GatewaySection
 from node.gateway.http import Gateway
-from node.gateway.ports import ModelFacts
+from node.gateway.ports import FederationFacts, ModelFacts, NodeSnapshot, OfferFacts, PeerFacts
 from node.measures import Figure, Measured, Measures
 from node.operations import Json, OperationFailed
 from protocol.errors import ErrorCode
-from protocol.ids import NodeId
+from protocol.ids import NodeId, peer_id
 from protocol.signing import Signer
 
 WORKER: NodeId = Signer.from_seed(b"\x07" * 32).node
@@ -116,6 +116,7 @@ class ScriptedFacts:
     offered: list[ModelFacts] = field(default_factory=lambda: [ModelFacts("$CHAT", MODEL, 2, 8192)])
     ready: tuple[bool, str] = (True, "")
     measures: Measures = field(default_factory=Measures)
+    snapshots: int = 0  # asked for
 
     async def models(self) -> list[ModelFacts]:
         """See `GatewayFacts`."""
@@ -129,6 +130,32 @@ class ScriptedFacts:
         """See `GatewayFacts`."""
         running = Figure("mtor_running_queries", ("asked",), len(self.measures.now_running()))
         return [*self.measures.measured(), running, Figure("mtor_peers", ("connected",), 3)]
+
+    async def snapshot(self) -> NodeSnapshot:
+        """See `GatewayFacts`."""
+        self.snapshots += 1
+        offers = tuple(_offer(model) for model in self.offered)
+        return NodeSnapshot(
+            node=peer_id(WORKER),
+            name="attic",
+            version="0",
+            uptime_seconds=self.snapshots,
+            paused=False,
+            pause_reason="a game",
+            ready=self.ready[0],
+            ready_reason=self.ready[1],
+            federation=FederationFacts("friends", "00" * 32),
+            peers=(PeerFacts(peer_id(WORKER), True),),
+            offers=offers,
+            loading=(),
+        )
+
+
+def _offer(model: ModelFacts) -> OfferFacts:
+    price = {"price_in": 1_000, "price_out": 3_000, "free": True}
+    load = {"slots": 2, "busy": 0, "queued": 0, "context_tokens": model.context_tokens}
+    device = {"device": "cpu", "device_name": "", "vram_mib": 0}
+    return OfferFacts(peer_id(WORKER), False, model.realm, model.model, **device, **load, **price, features=("chat",))
 
 
 @dataclass(frozen=True)
