@@ -121,6 +121,8 @@ def _add_node(
     up.add_argument("--no-dht", action="store_true", help="advertise and listen by gossip alone")
     up.add_argument("--log-format", choices=("text", "json"), help="how log lines look")
     up.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="what is logged")
+    page = _verb(verbs, "open", "page:open_page", "open the node's page in the browser, as its operator", common)
+    page.add_argument("--print", dest="show", action="store_true", help="print the link (one use, ten minutes)")
     _verb(verbs, "stop", "nodes:stop", "end the running node", common)
     _verb(verbs, "status", "nodes:status", "what runs here, and what is wrong", reading)
     _verb(verbs, "peers", "nodes:peers", "the nodes that are known, and how they did for us", reading)
@@ -319,6 +321,13 @@ def _add_keys(
     keys = _group(verbs, "keys", "API keys for clients on other machines")
     create = _verb(keys, "create", "keys:create", "make a key and show it once", common)
     create.add_argument("name", help="whose it is")
+    create.add_argument(
+        "--scope", action="append", metavar="SCOPE", help="a realm like '$CHAT', or models (default: all)"
+    )
+    create.add_argument("--expires", type=int, metavar="DAYS", help="after how many days it ends (default: never)")
+    create.add_argument("--requests", type=int, metavar="N", help="queries a minute (default: no limit)")
+    create.add_argument("--tokens", type=int, metavar="N", help="tokens a minute, in and out (default: no limit)")
+    create.add_argument("--month", metavar="CREDITS", help="credits that it may cost in a calendar month, UTC")
     create.add_argument("--credits", default="", help="a limit: a sub-account with so many credits pays")
     create.add_argument("--account", default="", help="the sub-account that pays (`mtor ledger account list`)")
     _verb(keys, "list", "keys:list_keys", "the keys that exist", reading)

@@ -222,6 +222,8 @@ class Node:
         log.info("node %s", peer_id(self._node))
         log.info("listening on %s", ", ".join(self._network.addresses()))
         log.info("asking: %s/v1 (OpenAI-compatible)", url)
+        if sys.stderr.isatty():  # never through a logger: the link is as good as the operator's token, once
+            print(f"page:   {self._gateway.page_link()} (ten minutes, once; then `mtor open`)", file=sys.stderr)
         nursery.start_soon(self._serving.run)
         nursery.start_soon(self._outer.run)
 

@@ -1,7 +1,7 @@
 """What the operator can ask of a node: one name, one set of arguments, one JSON-able answer.
 
-Rule: `OPERATIONS` is the whole list. The gateway's admin routes and the command line carry these names and know
-nothing else about them. Each runs on the trio side.
+Rule: `OPERATIONS` is the whole list, with `STREAMED` and what the gateway itself answers. The gateway's admin routes
+and the command line carry these names and know nothing else about them. The node's run on the trio side.
 """
 
 from __future__ import annotations
@@ -68,6 +68,15 @@ OPERATIONS: dict[str, str] = {
     "stop": "{}: end the node as if by Ctrl-C",
 }
 
+GATEWAY_OPERATIONS: dict[str, str] = {  # what the HTTP side itself answers, on its own loop
+    "keys.list": "{}: the API keys, without themselves, with what each may do, has spent this month, and last did",
+    "keys.create": "{name, scopes?, expires_days?, requests_per_minute?, tokens_per_minute?, monthly_credits?, "
+    "account?}: a new key, shown once. Scopes are all, models, or realms; account is a sub-account that pays",
+    "keys.revoke": "{id}: remove a key",
+    "limits.show": "{}: what keys, callers without one and addresses may ask",
+    "page.link": "{}: a link that opens the page as the operator's: one use, ten minutes",
+}
+
 STREAMED: dict[str, str] = {
     "models.pull": "{model, name?, sha256?, agreed?}: fetch, verify and convert; progress objects {step, done_bytes, "
     "total_bytes}. An address needs sha256; a hub's model the commit whose licence was agreed to",
@@ -91,7 +100,8 @@ async def dispatch(methods: Mapping[str, Method], name: str, arguments: Json) ->
     try:
         return await validate_call(method)(**arguments)
     except (ValidationError, TypeError) as error:
-        raise OperationFailed(f"{name} takes {OPERATIONS[name].split(':')[0]}: {_first_line(error)}") from None
+        wanted = (OPERATIONS | GATEWAY_OPERATIONS)[name].split(":")[0]
+        raise OperationFailed(f"{name} takes {wanted}: {_first_line(error)}") from None
     except ProtocolError as error:
         raise OperationFailed(str(error)) from None
 

@@ -1,19 +1,27 @@
-"""`mtor keys create|list|revoke`."""
+"""`mtor keys create|list|revoke`.
+
+Rule: the files are the truth, so these work with and without a running node; it goes by them from its next request on.
+"""
 
 from __future__ import annotations
 
 import argparse
 import time
+from typing import Any
 
 from node.commands.client import NodeClient
 from node.commands.screen import print_json, print_table, printable
-from node.gateway.keys import ApiKeys, KeysError
+from node.gateway.key_usage import KeyUsage, key_facts
+from node.gateway.keys import ApiKeys, KeysError, terms
 from node.paths import data_folder
 
 
 def create(options: argparse.Namespace) -> int:
     """Make a key; it is shown once."""
-    print(ApiKeys(data_folder(options.data)).create(options.name, _account(options)))
+    wanted = terms(options.scope, options.expires, options.requests, options.tokens, options.month)
+    keys = ApiKeys(data_folder(options.data))
+    keys.check_name(options.name)  # before an account is made for it
+    print(keys.create(options.name, _account(options), wanted))
     return 0
 
 
@@ -36,17 +44,32 @@ def _account(options: argparse.Namespace) -> str:
 
 def list_keys(options: argparse.Namespace) -> int:
     """The keys that exist, without themselves."""
-    keys = ApiKeys(data_folder(options.data)).all()
+    data = data_folder(options.data)
+    usage, now = KeyUsage(data), time.time()
+    keys = [key_facts(key, usage, now) for key in ApiKeys(data).all()]
     if options.json:
-        print_json([{"id": key.id, "name": key.name, "created": key.created, "account": key.account} for key in keys])
+        print_json(keys)
         return 0
-    when = [time.strftime("%Y-%m-%d", time.localtime(key.created)) for key in keys]
-    rows = [
-        (key.id, key.name, day, f"…{key.account[-8:]}" if key.account else "this node")
-        for key, day in zip(keys, when, strict=True)
-    ]
-    print_table(("id", "name", "created", "paid by"), rows)
+    print_table(("id", "name", "created", "may", "this month", "last used", "paid by"), [_row(key) for key in keys], 1)
     return 0
+
+
+def _row(key: dict[str, Any]) -> tuple[str, ...]:
+    spent = key["spent_this_month"] + (f" of {key['monthly_credits']}" if key["monthly_micro"] else "")
+    payer = f"…{key['account'][-8:]}" if key["account"] else "this node"
+    last_used = _day(key["last_used"]) if key["last_used"] else "never"
+    return key["id"], printable(key["name"]), _day(key["created"]), _may(key), spent, last_used, payer
+
+
+def _may(key: dict[str, Any]) -> str:
+    """Scopes and limits, in a few words."""
+    limits = [f"{key[f'{unit}_per_minute']} {unit}/min" for unit in ("requests", "tokens") if key[f"{unit}_per_minute"]]
+    ends = [f"expired {_day(key['expires'])}" if key["expired"] else f"until {_day(key['expires'])}"]
+    return ", ".join([" ".join(key["scopes"]), *limits, *(ends if key["expires"] else [])])
+
+
+def _day(seconds: int) -> str:
+    return time.strftime("%Y-%m-%d", time.localtime(seconds))
 
 
 def revoke(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The operator's routes: `POST /mtor/v1/{operation}` with the arguments as JSON.
+"""The operator's routes: `POST /mtor/v1/{operation}` with the arguments as JSON, and `POST /mtor/unlock`.
 
 Rule: this file knows no operation. It carries names and arguments to `Operations` and answers back.
 """
@@ -13,10 +13,12 @@ from typing import Any
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict
 
+from node.gateway.access import AccessOperations
 from node.gateway.bridge import Bridge
 from node.gateway.failures import ApiError
+from node.gateway.guards import UNLOCK, Guards
 from node.gateway.routes import LINES, Answered, Route
-from node.operations import OPERATIONS, STREAMED, Json, OperationFailed, Operations
+from node.operations import GATEWAY_OPERATIONS, OPERATIONS, STREAMED, Json, OperationFailed, Operations
 
 log = logging.getLogger("mtor.gateway")
 
@@ -27,12 +29,26 @@ class OperationArguments(BaseModel):
     model_config = ConfigDict(extra="allow")
 
 
+class UnlockRequest(BaseModel):
+    """`POST /mtor/unlock`."""
+
+    code: str
+
+
+class SessionAnswer(BaseModel):
+    """A session of the page."""
+
+    token: str
+
+
 class AdminRoutes:
     """Handlers of the operator's routes."""
 
-    def __init__(self, bridge: Bridge, operations: Operations) -> None:
+    def __init__(self, bridge: Bridge, operations: Operations, access: AccessOperations, guards: Guards) -> None:
         self._bridge = bridge
         self._operations = operations
+        self._access = access
+        self._guards = guards
 
     def routes(self) -> tuple[Route, ...]:
         """See `Routes`."""
@@ -47,7 +63,24 @@ class AdminRoutes:
                 takes=OperationArguments,
                 errors=(401, 404),
             ),
+            Route(
+                "POST",
+                UNLOCK,
+                self.unlock,
+                "operator",
+                "A session for the code of a link of `mtor open`.",
+                (Answered(shape=SessionAnswer),),
+                takes=UnlockRequest,
+                errors=(401,),
+            ),
         )
+
+    async def unlock(self, request: web.Request) -> web.Response:
+        """A session for the code of a link."""
+        code = (await _arguments(request)).get("code")
+        if not isinstance(code, str) or not code.isascii():
+            raise ApiError(400, 'send {"code": "…"}, from the link of `mtor open`', code="missing_value", param="code")
+        return web.json_response({"token": self._guards.unlock(request, code)}, headers={"Cache-Control": "no-store"})
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """One operation."""
@@ -55,11 +88,13 @@ class AdminRoutes:
         arguments = await _arguments(request)
         if name in STREAMED:
             return await self._stream(request, name, arguments)
-        if name not in OPERATIONS:
-            near = difflib.get_close_matches(name, [*OPERATIONS, *STREAMED], n=1)
+        if name not in OPERATIONS | GATEWAY_OPERATIONS:
+            near = difflib.get_close_matches(name, [*OPERATIONS, *GATEWAY_OPERATIONS, *STREAMED], n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ApiError(404, f"there is no operation {name!r}{hint}", code="unknown_operation")
         try:
+            if name in GATEWAY_OPERATIONS:
+                return web.json_response(await self._access.call(name, arguments))
             return web.json_response(await self._bridge.call(self._operations.call, name, arguments))
         except OperationFailed as error:
             raise ApiError(400, str(error), code="operation_failed") from None

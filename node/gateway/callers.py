@@ -46,6 +46,14 @@ class Caller:
     operator: bool = False
 
     @property
+    def client(self) -> str:
+        """Whose queries these are, where a client may have only so many, and only it may go on with them: a key's id,
+        the operator, an address; "" for whoever asks from this machine without a key."""
+        if self.key is not None:
+            return self.key.id
+        return "operator" if self.operator else "" if self.address.local else self.address.group
+
+    @property
     def payer(self) -> NodeId | None:
         """The sub-account that pays; None: this node's own."""
         return parse_peer_id(self.key.account) if self.key is not None and self.key.account else None
@@ -71,7 +79,7 @@ def client_address(
     address = parse_address(peer)
     if address is None:
         return Address(UNKNOWN, local=False)
-    if not _within(address, trusted):
+    if not (marked and _within(address, trusted)):  # programs of a proxy's own machine are not handed on
         here = address.is_loopback or address == parse_address(own)
         return Address(str(address), here and not marked)
     for text in reversed(forwarded):

@@ -22,9 +22,12 @@ from node.answers import WorkerShare
 from node.config import GatewaySection
 from node.gateway.callers import Address, Caller, client_address
 from node.gateway.failures import ApiError
-from node.gateway.keys import PREFIX, ApiKey, ApiKeys, KeysError, KeyUsage
+from node.gateway.key_usage import KeyUsage
+from node.gateway.keys import PREFIX, ApiKey, ApiKeys, KeysError
 from node.gateway.limits import Limits
 from node.gateway.sessions import Sessions
+
+__all__ = ["Address", "Admission", "Caller", "Guards", "bearer", "is_loopback"]
 
 log = logging.getLogger("mtor.gateway")
 
@@ -175,6 +178,20 @@ class Guards:
             self._limits.charge(caller, share.units_in + share.units_out, now)
             if caller.key is not None:
                 self._usage.charge(caller.key.id, share.amount, now)
+
+    def usage(self) -> KeyUsage:
+        """What keys have spent until now."""
+        self.take_in_shares()
+        return self._usage
+
+    def unsaved_usage(self) -> str:
+        """What the file of it should say; "" if it says so already."""
+        self.take_in_shares()
+        try:
+            known = frozenset(key.id for key in self._keys.all())
+        except (KeysError, OSError):
+            known = None
+        return self._usage.unsaved(known)
 
     # --- keys ----------------------------------------------------------------------------------------
 

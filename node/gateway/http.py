@@ -16,7 +16,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from node.config import GatewaySection
 from node.gateway import openapi
+from node.gateway.access import AccessOperations
 from node.gateway.admin import AdminRoutes
 from node.gateway.answer_shapes import HealthAnswer, ReadyAnswer
 from node.gateway.asking import QUERY_ID, REQUEST_NAME, Asker
@@ -37,12 +38,13 @@ from node.gateway.embeddings import EmbeddingRoutes
 from node.gateway.failures import ApiError
 from node.gateway.guards import Guards, is_loopback
 from node.gateway.images import ImageRoutes
-from node.gateway.keys import ApiKeys, KeyUsage
+from node.gateway.key_usage import KeyUsage
+from node.gateway.keys import ApiKeys
 from node.gateway.metrics import render
 from node.gateway.models import ModelRoutes
 from node.gateway.ports import Answers, GatewayFacts
 from node.gateway.routes import Answered, Handler, Route, Routes, register
-from node.gateway.sessions import Sessions
+from node.gateway.sessions import Sessions, link
 from node.gateway.watching import Watching
 from node.gateway.websocket import SocketRoutes
 from node.measures import Figure, Measures
@@ -57,6 +59,7 @@ log = logging.getLogger("mtor.gateway")
 
 ADDRESS_FILE = "gateway.json"
 TOKEN_FILE = "admin.token"
+USAGE_SECONDS = 5.0  # between two writings of what keys have spent
 BODY_SECONDS = 30.0  # for a request's body to arrive
 SHUTDOWN_SECONDS = 3.0  # for answers that are being written when the node stops
 SERVER_NAME = "mtor"
@@ -102,9 +105,12 @@ class Gateway:
         self._sockets = 0
         self._keys = ApiKeys(data)
         self._usage = KeyUsage(data)
-        self.sessions = Sessions()
-        self._guards = Guards(config, self._keys, self._usage, self.sessions, _admin_token(data))
+        self._sessions = Sessions()
+        self._guards = Guards(config, self._keys, self._usage, self._sessions, _admin_token(data))
+        self._url = ""
         asker = Asker(self._bridge, answers, config.max_concurrent, self._guards)
+        ask_node = partial(self._bridge.call, operations.call)
+        access = AccessOperations(config, self._keys, self._guards.usage, self.page_link, ask_node)
         watching = Watching(self._bridge, facts, asker, discreet=not is_loopback(config.host))
         self._socket = SocketRoutes(config, self._guards, asker, watching)
         parts: tuple[Routes, ...] = (
@@ -113,11 +119,15 @@ class Gateway:
             ImageRoutes(asker),
             AudioRoutes(asker),
             EmbeddingRoutes(),
-            AdminRoutes(self._bridge, operations),
+            AdminRoutes(self._bridge, operations, access, self._guards),
             self._socket,
         )
         self.table: tuple[Route, ...] = (*self._own_routes(), *(route for part in parts for route in part.routes()))
         self._cross_origin = CrossOrigin(config.allowed_origins)
+
+    def page_link(self) -> str:
+        """A link that opens the page as the operator's: one use, ten minutes. From any thread, while it runs."""
+        return link(self._url, self._sessions.code())
 
     async def run(self, task_status: TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; started with the URL. Raises `GatewayError`."""
@@ -135,6 +145,8 @@ class Gateway:
             await self._bridge.run(program)
         finally:
             (self._data / ADDRESS_FILE).unlink(missing_ok=True)
+            if usage := self._guards.unsaved_usage():  # with what was charged while the last queries ended
+                self._usage.write(usage)
         if failure:
             raise GatewayError(_bind_error(self._config, failure[0]))
 
@@ -153,10 +165,12 @@ class Gateway:
         try:
             site = web.TCPSite(runner, self._config.host, self._config.port)
             await site.start()
-            url = _url(runner)
-            write_private(self._data / ADDRESS_FILE, json.dumps({"url": url, "pid": os.getpid()}))
-            started(url)
-            await stop.wait()
+            self._url = _url(runner)
+            write_private(self._data / ADDRESS_FILE, json.dumps({"url": self._url, "pid": os.getpid()}))
+            started(self._url)
+            while not await _happens(stop, USAGE_SECONDS):
+                if usage := self._guards.unsaved_usage():
+                    await asyncio.to_thread(self._usage.write, usage)
         finally:
             await runner.cleanup()
 
@@ -274,6 +288,16 @@ async def _healthz(request: web.Request) -> web.Response:
     return web.json_response({"ok": True})
 
 
+async def _happens(event: asyncio.Event, seconds: float) -> bool:
+    """True once it does, False if it does not in this time."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
 async def _read_body(request: web.Request) -> None:
     """Read the body here, so that its size and its time are bounded for every route."""
     try:
@@ -318,8 +342,8 @@ def _admin_token(data: Path) -> str:
 
 def _url(runner: web.AppRunner) -> str:
     host, port = runner.addresses[0][:2]
-    shown = f"[{host}]" if ":" in host else host
-    return f"http://{'127.0.0.1' if host == '0.0.0.0' else shown}:{port}"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _bind_error(config: GatewaySection, error: OSError) -> str:

@@ -1,8 +1,8 @@
-"""API keys: made here, shown once, kept as hashes; and what each has used.
+"""API keys: made here, shown once, kept as hashes.
 
 Rule: a key is 256 random bits, so a plain sha256 keeps it (there is nothing to guess that slow hashing would slow), and
-it is compared in constant time. The files have mode 0600 and are replaced whole. The file of keys is the truth: whoever
-changes it, a running node goes by what it says at the next request.
+it is compared in constant time. The file has mode 0600 and is replaced whole. It is the truth: whoever changes it, a
+running node goes by what it says at the next request.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,18 +21,16 @@ from node.paths import in_turn
 from node.private_files import write_private
 from protocol.errors import ProtocolError
 from protocol.ids import parse_peer_id, realm_id
-
-log = logging.getLogger("mtor.gateway")
+from protocol.pricing import parse_credits
 
 KEYS_FILE = "api_keys"
 LOCK_FILE = "api_keys.lock"
-USAGE_FILE = "key_usage.json"
 PREFIX = "mtor-"
 ALL, MODELS = "all", "models"  # scopes, beside realms' names
 
 LONGEST_NAME = 64
-LAST_USED_STEP = 3_600  # seconds: enough to see which key nobody needs any more
-MONTHS_KEPT = 3
+DAY = 86_400
+MOST_DAYS = 36_500
 
 
 class KeysError(Exception):
@@ -96,20 +93,28 @@ class ApiKeys:
         if not self._path.exists():
             return []
         try:
-            return [_read(entry) for entry in json.loads(self._path.read_text())]
+            entries: list[dict[str, Any]] = json.loads(self._path.read_text())
+            if not isinstance(entries, list):
+                raise KeysError("it holds no list")
+            return [_read(entry) for entry in entries]
         except (ValueError, TypeError, KeyError, AttributeError, KeysError, ProtocolError) as error:
             raise KeysError(f"{self._path} is damaged ({error}); remove it and create new keys") from None
 
     def create(self, name: str, account: str = "", terms: Terms = Terms()) -> str:
         """A new key, to be shown once; `account` pays for its queries. Raises `KeysError`."""
-        if not (0 < len(name.strip()) <= LONGEST_NAME and name.isprintable()):
-            raise KeysError(f"a key's name says whose it is, in 1 to {LONGEST_NAME} printable characters")
+        self.check_name(name)
         key = PREFIX + secrets.token_urlsafe(32)
         digest = _digest(key)
         made = ApiKey(key_id(key), name, digest, int(time.time()), account, terms)
         with in_turn(self._lock):
             self._write([*self.all(), made])
         return key
+
+    @staticmethod
+    def check_name(name: str) -> None:
+        """Raises `KeysError` if no key can be called so."""
+        if not (name.strip() and len(name) <= LONGEST_NAME and name.isprintable()):
+            raise KeysError(f"a key's name says whose it is, in 1 to {LONGEST_NAME} printable characters")
 
     def revoke(self, key_id: str) -> ApiKey:
         """Remove a key by its id. Raises `KeysError`."""
@@ -151,64 +156,23 @@ class ApiKeys:
         write_private(self._path, json.dumps([_written(key) for key in keys], indent=1))
 
 
-class KeyUsage:
-    """What keys have spent in a month, and when each was used. In memory; on the disk after `save`."""
-
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / USAGE_FILE
-        self._months: dict[str, dict[str, int]] = {}  # month -> key's id -> µcredits
-        self._last_used: dict[str, int] = {}
-        self._changed = False
-        self._load()
-
-    def spent(self, key_id: str, now: float) -> int:
-        """µcredits in the calendar month (UTC) of `now`."""
-        return self._months.get(month(now), {}).get(key_id, 0)
-
-    def last_used(self, key_id: str) -> int:
-        """Unix seconds, to the hour; 0: never."""
-        return self._last_used.get(key_id, 0)
-
-    def charge(self, key_id: str, micro: int, now: float) -> None:
-        """Count what a query of a key cost."""
-        if micro:
-            spent = self._months.setdefault(month(now), {})
-            spent[key_id] = spent.get(key_id, 0) + micro
-            self._changed = True
-
-    def used(self, key_id: str, now: float) -> None:
-        """Note that a key asks."""
-        hour = int(now) // LAST_USED_STEP * LAST_USED_STEP
-        if self._last_used.get(key_id) != hour:
-            self._last_used[key_id] = hour
-            self._changed = True
-
-    def save(self, known: frozenset[str]) -> None:
-        """Onto the disk what changed, of the keys that there still are. Raises `OSError`."""
-        if not self._changed:
-            return
-        kept = sorted(self._months)[-MONTHS_KEPT:]
-        self._months = {name: _only(self._months[name], known) for name in kept}
-        self._last_used = _only(self._last_used, known)
-        write_private(self._path, json.dumps({"months": self._months, "last_used": self._last_used}, indent=1))
-        self._changed = False
-
-    def _load(self) -> None:
-        try:
-            kept = json.loads(self._path.read_text())
-            months = {str(name): _counts(spent) for name, spent in kept["months"].items()}
-            last_used = _counts(kept["last_used"])
-        except FileNotFoundError:
-            return
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            log.warning("%s is damaged (%s): what keys spent this month is counted from 0 again", self._path, error)
-            return
-        self._months, self._last_used = months, last_used
-
-
-def month(now: float) -> str:
-    """The calendar month of a Unix time, UTC: 2026-11."""
-    return time.strftime("%Y-%m", time.gmtime(now))
+def terms(
+    scopes: Sequence[str] | None,
+    expires_days: int | None,
+    requests_per_minute: int | None,
+    tokens_per_minute: int | None,
+    monthly_credits: str | int | float | None,
+) -> Terms:
+    """What a key is to be good for, as an operator says it. Raises `KeysError` or `LocalProtocolError`."""
+    if not 0 <= (expires_days or 0) <= MOST_DAYS:
+        raise KeysError(f"a key expires after 1 to {MOST_DAYS} days; leave it out for never")
+    return Terms(
+        scopes=tuple(dict.fromkeys(scopes)) if scopes else Terms().scopes,
+        expires=int(time.time()) + expires_days * DAY if expires_days else 0,
+        requests_per_minute=requests_per_minute or 0,
+        tokens_per_minute=tokens_per_minute or 0,
+        monthly_micro=parse_credits(str(monthly_credits)) if monthly_credits else 0,
+    )
 
 
 def key_id(key: str) -> str:
@@ -243,11 +207,3 @@ def _written(key: ApiKey) -> dict[str, Any]:
     entry = asdict(key)
     terms: dict[str, Any] = entry.pop("terms")
     return entry | terms
-
-
-def _only(counts: Mapping[str, int], known: frozenset[str]) -> dict[str, int]:
-    return {name: count for name, count in counts.items() if name in known}
-
-
-def _counts(found: Mapping[str, Any]) -> dict[str, int]:
-    return {str(name): int(count) for name, count in found.items()}

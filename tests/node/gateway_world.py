@@ -94,9 +94,12 @@ class ScriptedOperations:
 
     def __init__(self) -> None:
         self.broken_stream: Exception | None = None
+        self.accounts: list[Json] | None = None
 
     async def call(self, name: str, arguments: Json) -> Json:
         """The question back; `ledger.show` always fails."""
+        if name == "ledger.accounts" and self.accounts is not None:
+            return {"accounts": self.accounts}
         if name == "ledger.show":
             raise OperationFailed("there is no such entry")
         return {"name": name, "arguments": arguments}

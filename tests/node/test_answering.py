@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import trio
 
+from node.answers import WorkerShare
 from node.engines.fake import ANSWER_TOKENS, FakeEngine, fake_answer
 from node.scheduler import FIRST_GUESS_MS
 from protocol.errors import ErrorCode
@@ -86,10 +87,12 @@ async def test_a_stalled_worker_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
 
 async def test_cancelling_stops_the_engine_and_pays_what_came() -> None:
     engine = FakeEngine(seconds_per_token=0.02)
+    shares: list[WorkerShare] = []
     async with memory_federation(engine) as federation:
         answered = Answered()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(federation.gateway.router.answer, question(), answered.emit)
+            asked = replace(question(), charged=shares.append)
+            nursery.start_soon(federation.gateway.router.answer, asked, answered.emit)
             while len(answered.text.split()) < 5:
                 await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
@@ -102,6 +105,8 @@ async def test_cancelling_stops_the_engine_and_pays_what_came() -> None:
         assert scheduler.busy == 0 and scheduler.wait_estimate_ms(2) == FIRST_GUESS_MS  # it says nothing of others
         paid = (await federation.workers[0].bookkeeper.balance()).earned
         assert paid >= channel_cost(1, len(answered.text.split()), 1_000, 3_000)
+        [share] = shares  # told also to whoever hears no last word
+        assert share.amount == paid and share.units_out >= 5
 
 
 async def test_one_channel_serves_many_queries_and_parallel_ones_have_their_own() -> None:
