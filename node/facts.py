@@ -61,8 +61,9 @@ class NodeFacts:
         """Ready when a query could be answered by somebody."""
         if await self.models():
             return True, ""
-        own = list(self._services)
-        if own:
+        if self._services.paused:
+            return False, "this node is paused for its owner, and no other offers a model"
+        if self._services.loading or list(self._services):
             return False, "the models of this node are being loaded"
         if not self._network.peers():
             return False, "no peer is connected and this node serves no model; see `mtor doctor`"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -52,6 +52,14 @@ class Event:
         return len(self.body) + EVENT_BYTES
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes of logs, and how many of them may go if others need room."""
+
+    size: int = 0
+    spare: int = 0
+
+
 class Bell:
     """Wakes everybody who waits for it now."""
 
@@ -80,7 +88,9 @@ class Query:
         self._registry = registry
         self._events: deque[Event] = deque()
         self._latest = 0
-        self._delivered = 0
+        self._delivered = 0  # up to this event
+        self._delivered_size = 0
+        self._counted = Room()
         self._reader: Reader | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._end: Json = cancelled()  # what a cancelled task means
@@ -119,6 +129,8 @@ class Query:
             raise ApiError(410, message, code="events_gone", param="after")
         self._reader = Reader(self, after)
         self._delivered = after
+        self._delivered_size = sum(event.size for event in self._events if event.seq <= after)
+        self._count()
         self.changed.ring()
         self._set_timer()
         return self._reader
@@ -127,16 +139,18 @@ class Query:
         """The reader leaves; nothing happens if it was none any more."""
         if self._reader is reader:
             self._reader = None
+            self._count()
             self._set_timer()
 
     def reads(self, reader: Reader) -> bool:
         """True while this is the one."""
         return self._reader is reader
 
-    def delivered(self, seq: int) -> None:
-        """The reader has handed on everything up to `seq`."""
-        self._delivered = seq
-        self._registry.freed.ring()
+    def delivered(self, event: Event) -> None:
+        """The reader has handed on everything up to this one."""
+        self._delivered = event.seq
+        self._delivered_size += event.size
+        self._count()
 
     def following(self, seq: int) -> Event | None:
         """The event after `seq`, if there is one yet."""
@@ -147,13 +161,17 @@ class Query:
         freed = 0
         while freed < enough and self._events and self._events[0].seq <= self._delivered:
             freed += self._events.popleft().size
-        self._count(-freed)
+        if freed:
+            self.size -= freed
+            self._delivered_size -= freed
+            self._count()
         return freed
 
     def forget(self) -> None:
         """Give all back."""
         self._events.clear()
-        self._count(-self.size)
+        self.size = 0
+        self._count()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -183,6 +201,7 @@ class Query:
         """The last event, which has room always: there is one for each query."""
         self._add(self._end if task.cancelled() else _last_word(self.id, task), last=True)
         self.ended_at = asyncio.get_running_loop().time()
+        self._count()
         self._set_timer()
 
     def _add(self, told: Json, *, last: bool = False) -> None:
@@ -195,12 +214,15 @@ class Query:
     def _keep(self, event: Event) -> None:
         self._events.append(event)
         self._latest = event.seq
-        self._count(event.size)
+        self.size += event.size
+        self._count()
         self.changed.ring()
 
-    def _count(self, change: int) -> None:
-        self.size += change
-        self._registry.count(self.client, change)
+    def _count(self) -> None:
+        """Tell the registry what became of the room that this one takes."""
+        now = Room(self.size, self.size if self.idle else self._delivered_size)
+        self._registry.count(self.client, now.size - self._counted.size, now.spare - self._counted.spare)
+        self._counted = now
 
     def _set_timer(self) -> None:
         """What happens if nobody reads it for long."""
@@ -221,7 +243,8 @@ class Reader:
 
     def __init__(self, query: Query, after: int) -> None:
         self.query = query
-        self._at = after
+        self._after = after
+        self._last: Event | None = None  # handed out
 
     def __aiter__(self) -> Reader:
         return self
@@ -231,10 +254,12 @@ class Reader:
         while True:
             if not self.query.reads(self):
                 raise TakenOver
-            self.query.delivered(self._at)
-            event = self.query.following(self._at)
+            if self._last is not None:
+                self.query.delivered(self._last)
+                self._last = None
+            event = self.query.following(self._after)
             if event is not None:
-                self._at = event.seq
+                self._last, self._after = event, event.seq
                 return event
             if self.query.ended_at is not None:
                 raise StopAsyncIteration
@@ -254,14 +279,13 @@ class Ongoing:
         self.freed = Bell()  # there may be room again
         self._max_bytes = max_bytes
         self._queries: dict[str, Query] = {}  # by id, oldest first
-        self._bytes = 0
-        self._client_bytes: Counter[str] = Counter()
+        self._rooms: dict[str | None, Room] = {}  # by client; None: of all together
         self._stopped = False
 
     @property
     def size(self) -> int:
         """Bytes that are kept."""
-        return self._bytes
+        return self._room(None).size
 
     def start(self, caller: Caller, question: Question) -> Reader:
         """Ask. Raises `ApiError` (429, 503)."""
@@ -293,20 +317,21 @@ class Ongoing:
     def has_room(self, query: Query, size: int) -> bool:
         """True if the query may keep so much more. One that keeps nothing always may, or nothing would move on."""
         query.make_room(query.size + size - LOG_BYTES)
-        if query.size + size <= LOG_BYTES:
-            self._make_room(query.client, self._client_bytes[query.client] + size - self._max_bytes // CLIENT_SHARE)
-            self._make_room(None, self._bytes + size - self._max_bytes)
-            if self._fits(query.client, size):
-                return True
-        return query.empty
+        fits = query.size + size <= LOG_BYTES
+        if fits:
+            for whose, most in ((query.client, self._max_bytes // CLIENT_SHARE), (None, self._max_bytes)):
+                self._make_room(whose, self._room(whose).size + size - most)
+                fits = fits and self._room(whose).size + size <= most
+        return fits or query.empty
 
-    def count(self, client: str, change: int) -> None:
-        """A log grew or shrank."""
-        self._bytes += change
-        self._client_bytes[client] += change
-        if not self._client_bytes[client]:
-            del self._client_bytes[client]
-        if change < 0:
+    def count(self, client: str, size: int, spare: int) -> None:
+        """A log grew, shrank or was read."""
+        for whose in (client, None):
+            room = self._room(whose)
+            self._rooms[whose] = Room(room.size + size, room.spare + spare)
+        if not self._rooms[client].size:
+            del self._rooms[client]
+        if size < 0 or spare > 0:
             self.freed.ring()
 
     def forget(self, query: Query) -> None:
@@ -316,20 +341,20 @@ class Ongoing:
 
     # --- room ----------------------------------------------------------------------------------------
 
-    def _fits(self, client: str, size: int) -> bool:
-        share = self._client_bytes[client] + size <= self._max_bytes // CLIENT_SHARE
-        return share and self._bytes + size <= self._max_bytes
+    def _room(self, whose: str | None) -> Room:
+        return self._rooms.get(whose, Room())
 
-    def _make_room(self, client: str | None, enough: int) -> None:
-        """Free so many bytes of a client's logs (None: of anybody's), if they can be: those that are kept for who may
-        come back first, then what was delivered, of the largest first."""
-        for query in list(self._of(client)):
+    def _make_room(self, whose: str | None, enough: int) -> None:
+        """Free so many bytes, if so many can be: of what is kept for who may come back first, then of what was
+        delivered, of the largest first."""
+        if enough <= 0 or not self._room(whose).spare:
+            return
+        for query in list(self._of(whose)):
             if enough > 0 and query.idle:
                 enough -= query.size
                 self.forget(query)
-        if enough > 0:
-            for query in sorted(self._of(client), key=lambda each: -each.size):
-                enough -= query.make_room(enough)
+        for query in sorted(self._of(whose), key=lambda each: -each.size):
+            enough -= query.make_room(enough)
 
     def _of(self, client: str | None) -> Iterator[Query]:
         return (query for query in self._queries.values() if client is None or query.client == client)
