@@ -20,11 +20,13 @@ from protocol.ids import NO_HASH, QueryId
 from protocol.messages import (
     Accept,
     Begin,
+    Called,
     Cancel,
     Chunk,
     Done,
     Error,
     Input,
+    LikelyChunk,
     Message,
     Output,
     Pay,
@@ -34,6 +36,7 @@ from protocol.messages import (
     Settled,
 )
 from protocol.requests import Delivery, Request, input_bytes, kind_of, media_of, most_units_in, read_request
+from protocol.wishes import CallCount, wishes_of, wrong_likelihoods
 
 
 class Role(Enum):
@@ -74,6 +77,8 @@ MOVES: dict[tuple[State, Role, type[Message]], State] = {
     (State.ACCEPTED, _R, Input): State.ACCEPTED,
     (State.ACCEPTED, _R, Cancel): State.CANCELLING,
     (State.RUNNING, _W, Chunk): State.RUNNING,
+    (State.RUNNING, _W, LikelyChunk): State.RUNNING,
+    (State.RUNNING, _W, Called): State.RUNNING,
     (State.RUNNING, _W, Output): State.RUNNING,
     (State.RUNNING, _W, Progress): State.RUNNING,
     (State.RUNNING, _R, Pay): State.RUNNING,
@@ -84,6 +89,8 @@ MOVES: dict[tuple[State, Role, type[Message]], State] = {
     (State.CANCELLING, _W, Refuse): State.ENDED,
     (State.CANCELLING, _W, Begin): State.CANCELLING,
     (State.CANCELLING, _W, Chunk): State.CANCELLING,
+    (State.CANCELLING, _W, LikelyChunk): State.CANCELLING,
+    (State.CANCELLING, _W, Called): State.CANCELLING,
     (State.CANCELLING, _W, Output): State.CANCELLING,
     (State.CANCELLING, _W, Progress): State.CANCELLING,
     (State.CANCELLING, _R, Pay): State.CANCELLING,
@@ -120,6 +127,7 @@ class Conversation:
         self.inputs = 0
         self.input_bytes = 0
         self.begun = False
+        self._calls = CallCount()
         self._hash = hashlib.sha256()
 
     def sent(self, message: Message) -> None:
@@ -149,7 +157,9 @@ class Conversation:
         if isinstance(message, Begin):
             self._begin(message)
         if isinstance(message, Chunk):
-            self._part(message, message.text.encode(), "")
+            self._chunk(message)
+        if isinstance(message, Called):
+            self._called(message)
         if isinstance(message, Output):
             self._part(message, message.data, message.media_type)
         if isinstance(message, Done):
@@ -185,10 +195,27 @@ class Conversation:
         self.begun = True
         self.units_in = begin.units_in
 
-    def _part(self, part: Chunk | Output, content: bytes, media_type: str) -> None:
+    def _chunk(self, chunk: Chunk) -> None:
+        wrong = wrong_likelihoods(chunk, wishes_of(self.request)) if isinstance(chunk, LikelyChunk) else ""
+        if chunk.text and self._calls.calls:
+            wrong = "text after a call"
+        if wrong:
+            raise IllegalMove(wrong)
+        self._part(chunk, chunk.text.encode(), "")
+
+    def _called(self, called: Called) -> None:
+        wrong = self._calls.wrong_with(called, wishes_of(self.request))
+        if wrong:
+            raise IllegalMove(wrong)
+        self._part(called, called.name.encode() + called.arguments.encode(), "")
+        self._calls.take(called)
+
+    def _part(self, part: Chunk | Called | Output, content: bytes, media_type: str) -> None:
         if not self.begun or self.request is None or part.index != self.chunks:
             raise IllegalMove(f"part {part.index}, expected {self.chunks} after a Begin")
         delivery = self._with(self.request, content, media_type)
+        if isinstance(part, Called) and part.name:
+            delivery = replace(delivery, calls=delivery.calls + 1)
         limit = kind_of(self.request).most_out(self.request, delivery)
         if not self.units_out <= part.units_out <= limit:
             raise IllegalMove(f"{part.units_out} units after {self.units_out}, where at most {limit} can be")
@@ -216,6 +243,8 @@ class Conversation:
     def _done(self, done: Done) -> None:
         if (done.units_in, done.units_out, done.digest) != (self.units_in, self.units_out, self._hash.digest()):
             raise IllegalMove("Done names other counts or another answer than its parts did")
+        if done.finish == "tool_calls" and not self._calls.calls:
+            raise IllegalMove("Done because of calls, and there was none")
 
 
 def split_inputs(request: Request, data: bytes) -> tuple[bytes, ...]:

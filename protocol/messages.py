@@ -50,6 +50,11 @@ Thousandths = Annotated[int, Between(0, 1_000_000)]
 Code = Annotated[int, Between(1, 255)]
 Feature = Annotated[int, Between(0, 65_535)]
 Features = Annotated[tuple[Feature, ...], Length(0, params.MAX_FEATURES)]
+ModelFeature = Annotated[int, Between(1, 127)]
+ToolName = Annotated[str, Length(1, params.MAX_TOOL_NAME_BYTES)]
+TurnIndex = Annotated[int, Between(0, params.MAX_MESSAGES - 1)]
+Schema = Annotated[str, Length(0, params.MAX_SCHEMA_BYTES)]  # the text of a JSON object, or empty
+Token = Annotated[bytes, Length(0, params.MAX_TOKEN_BYTES)]  # UTF-8, perhaps cut within a character
 Tokens = Annotated[int, Between(0, params.MAX_OUTPUT_TOKENS * 16)]  # or other units of a realm
 MessageNumber = Annotated[int, Between(1, 127)]
 Flag = Annotated[int, Between(0, 1)]
@@ -334,6 +339,7 @@ class ModelOffer:
     window: Annotated[int, Between(1, params.MAX_WINDOW)]
     tokens_per_second: Thousandths  # measured by its owner, thousandths; a claim
     free: Flag  # 1: strangers may ask within a quota
+    features: Annotated[tuple[ModelFeature, ...], Length(0, params.MAX_MODEL_FEATURES)] = ()  # see `wishes`
 
 
 @message(17)
@@ -359,8 +365,40 @@ class Offer(Message):
 class Turn:
     """One message of a conversation."""
 
-    role: Annotated[str, Length(1, params.MAX_ROLE_BYTES)]  # "system", "user" or "assistant"
+    role: Annotated[str, Length(1, params.MAX_ROLE_BYTES)]  # "system", "user", "assistant" or "tool"
     text: Annotated[str, Length(0, params.MAX_TEXT_BYTES)]
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function of the asker's that the model may call."""
+
+    name: ToolName
+    description: Schema  # free text
+    parameters: Schema  # of its arguments; empty: it takes none
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call of a tool, earlier in the conversation."""
+
+    turn: TurnIndex  # of the assistant, which made it
+    answer: TurnIndex  # the turn of the tool with its result; 0: there is none
+    name: ToolName
+    arguments: Annotated[str, Length(0, params.MAX_ARGUMENTS_BYTES)]  # the text of a JSON object
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a conversation asks for beyond text, and what not every model can do."""
+
+    tools: Annotated[tuple[Tool, ...], Length(0, params.MAX_TOOLS)] = ()
+    must_call: Flag = 0  # 1: the answer calls a tool
+    one_call: Flag = 0  # 1: the answer has one call at most
+    calls: Annotated[tuple[Call, ...], Length(0, params.MAX_MESSAGES)] = ()
+    schema: Schema = ""  # the answer's text is JSON by this schema
+    logprobs: Flag = 0  # 1: with the likelihood of each token
+    likeliest: Annotated[int, Between(0, params.MAX_LIKELIEST)] = 0  # and of so many in its place
 
 
 @message(32)
@@ -378,6 +416,7 @@ class ChatRequest(Message):
     presence_penalty: Annotated[int, Between(0, 4_000)]  # thousandths + 2000; 2000 is none
     seed: Count  # 0: the worker chooses
     stop: Annotated[tuple[Annotated[str, Length(1, params.MAX_STOP_BYTES)], ...], Length(0, params.MAX_STOP_STRINGS)]
+    wishes: Annotated[tuple[Wishes, ...], Length(0, 1)] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,7 +425,7 @@ class Media:
 
     kind: Annotated[str, Length(1, 16)]  # "image" or "audio"; what it really is, its bytes say
     size: Annotated[int, Between(1, params.MAX_INPUT_BYTES)]
-    turn: Annotated[int, Between(0, params.MAX_MESSAGES - 1)]  # the turn that shows it; 0 where there are none
+    turn: TurnIndex  # that shows it; 0 where there are none
 
 
 @message(33)
@@ -464,10 +503,10 @@ class Cancel(Message):
 class Done(Message):
     """Worker to requester: the whole answer was sent. Without it an answer is not complete."""
 
-    finish: Annotated[str, Length(1, 16)]  # "stop", "length" or "cancelled"
+    finish: Annotated[str, Length(1, 16)]  # "stop", "length", "tool_calls" or "cancelled"
     units_in: Tokens
     units_out: Tokens
-    digest: Hash  # sha256 of the delivered text's UTF-8 bytes
+    digest: Hash  # sha256 of all that was delivered
 
 
 @message(41)
@@ -518,6 +557,42 @@ class Progress(Message):
     preview: Annotated[bytes, Length(0, params.MAX_CHUNK_BYTES)]  # a PNG or JPEG
 
 
+@message(46)
+@dataclass(frozen=True, slots=True)
+class Called(Message):
+    """Worker to requester: the model calls a tool. Without a name: more of the last call's arguments."""
+
+    index: Count  # one count with the chunks
+    units_out: Tokens
+    name: Annotated[str, Length(0, params.MAX_TOOL_NAME_BYTES)]
+    arguments: Annotated[str, Length(0, params.MAX_CHUNK_BYTES)]
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """How likely a model finds a token."""
+
+    token: Token
+    nats: Count  # millionths of the negative natural logarithm of its probability
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A token of the answer, and the likeliest in its place, likeliest first."""
+
+    token: Token
+    nats: Count
+    likeliest: Annotated[tuple[Likelihood, ...], Length(0, params.MAX_LIKELIEST)]
+
+
+@message(47)
+@dataclass(frozen=True, slots=True)
+class LikelyChunk(Chunk):
+    """Worker to requester: a chunk, with the tokens that it consists of."""
+
+    tokens: Annotated[tuple[Chosen, ...], Length(1, params.MAX_CHUNK_TOKENS)]
+
+
 # --- 84-87: payloads of the other realms (spec/04-query.md) -------------------------------------------
 
 
@@ -526,7 +601,7 @@ class Progress(Message):
 class VisionRequest(ChatRequest):
     """The payload of a $VISION query: a conversation whose turns show pictures."""
 
-    media: Annotated[tuple[Media, ...], Length(1, params.MAX_INPUTS)]
+    media: Annotated[tuple[Media, ...], Length(1, params.MAX_INPUTS)] = ()  # of which there is at least one
 
 
 @message(85)

@@ -27,10 +27,11 @@ from protocol.messages import (
     TranscribeRequest,
     VisionRequest,
 )
+from protocol.wishes import wrong_with
 
 Request = ChatRequest | VisionRequest | ImagineRequest | TranscribeRequest | SpeakRequest
 
-ROLES = frozenset({"system", "user", "assistant"})
+ROLES = frozenset({"system", "user", "assistant", "tool"})
 PCM = re.compile(r"audio/pcm;rate=([1-9]\d{3,4})", re.ASCII)  # one channel, 16 bits, little endian
 
 
@@ -41,6 +42,7 @@ class Delivery:
     text_bytes: int = 0
     data_bytes: int = 0
     media_type: str = ""  # of the data
+    calls: int = 0  # of tools; their names and arguments are text
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +131,10 @@ def _tokens(request: Any, size: int) -> int:
 
 
 def _written(request: Any, delivery: Delivery) -> int:
-    """Tokens may have given no bytes yet: a held-back stop string, a cut code point, control tokens."""
-    return delivery.text_bytes + params.PREFIX_TOKEN_ALLOWANCE + params.MAX_STOP_BYTES
+    """Tokens may have given no bytes yet: a held-back stop string, a cut code point, control tokens; or give none at
+    all, those around a call."""
+    around = delivery.calls * params.CALL_TOKENS
+    return delivery.text_bytes + params.PREFIX_TOKEN_ALLOWANCE + params.MAX_STOP_BYTES + around
 
 
 def _seen(request: VisionRequest, size: int) -> int:
@@ -167,9 +171,12 @@ def sound_rate(media_type: str) -> int:
 def _check_chat(request: ChatRequest) -> None:
     roles = {turn.role for turn in request.turns}
     if not roles <= ROLES:
-        raise _invalid(f"roles are system, user and assistant, not {sorted(roles)}")
+        raise _invalid(f"roles are system, user, assistant and tool, not {sorted(roles)}")
     if request.turns[-1].role == "assistant":
         raise _invalid("the last message is the assistant's; there is nothing to answer")
+    wrong = wrong_with(request)
+    if wrong:
+        raise _invalid(wrong)
 
 
 def _check_text(request: ChatRequest) -> None:

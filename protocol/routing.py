@@ -16,6 +16,7 @@ from protocol.ids import NodeId, RealmId, peer_id, short
 from protocol.messages import ModelOffer
 from protocol.offers import KnownOffer
 from protocol.requests import request_name
+from protocol.wishes import said_of
 
 TYPICAL_ANSWER_TOKENS = 128  # candidates are compared by the expected time of such an answer
 UNKNOWN_TTFT_MS = 1_000  # a peer nobody has tried: neither trusted nor shunned
@@ -26,6 +27,7 @@ BREAKER_FIRST_MS = 10 * params.SECONDS
 BREAKER_MOST_MS = 5 * params.MINUTES
 MEMORY = 0.3  # weight of the newest measurement in the moving averages
 AVOIDED = "a worker that answers"
+LACKING = "a model that "
 MOST_SHOWN = 6  # offers in an explanation
 USES = {
     "chat": "answers text: ask it without pictures",
@@ -49,6 +51,7 @@ class Requirements:
     min_context_tokens: int = 0
     worker: str = ""  # a peer id: this worker and no other
     request: int = 0  # the number of the request's kind
+    features: tuple[int, ...] = ()  # numbers of what the model must be able to do beyond text
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +150,29 @@ def explain_no_peer(realm: RealmId, requirements: Requirements, ranking: Ranking
         start = f"no peer offers {realm} now; start one with `mtor up --model NAME` or check `mtor peers`"
         return f"{start}. On offer elsewhere: {elsewhere}" if elsewhere else start
     meant = [each for each in here if not each.requirement.startswith(("worker ", "model "))] or here
+    if lacks_features(ranking):
+        return _explain_features(realm, requirements, here)
     failed = ", ".join(sorted({each.requirement for each in meant}))
     shown = _listed(f"{short(each.node)} {each.model.model} {each.offered}" for each in meant)
     return f"no peer can serve {realm}: {failed} not met. On offer: {shown}"
+
+
+def lacks_features(ranking: Ranking) -> bool:
+    """True if somebody would fit but for what the model cannot do, and nobody can: waiting would not help."""
+    earlier = ("realm ", "worker ", "model ", LACKING)
+    failed = [each.requirement for each in ranking.unfit]
+    lacking = any(requirement.startswith(LACKING) for requirement in failed)
+    others = [each for each in failed if not each.startswith(earlier) and not each.endswith(" requests")]
+    return lacking and not others and not ranking.candidates
+
+
+def _explain_features(realm: RealmId, requirements: Requirements, here: Iterable[Unfit]) -> str:
+    """No model that is meant can do what is wished: what they can, and which others could."""
+    start = f"no {requirements.model or 'model'} on offer in {realm} {said_of(requirements.features)}"
+    lacking = (each for each in here if each.requirement.startswith(LACKING))
+    shown = _listed(f"{each.model.model} {each.offered}" for each in lacking)
+    able = _listed(each.model.model for each in here if set(requirements.features) <= set(each.model.features))
+    return f"{start}; on offer: {shown}" + (f". Models there that can: {able}" if able else "")
 
 
 def _explain_no_model(realm: RealmId, wanted: str, unfit: Iterable[Unfit]) -> str:
@@ -232,6 +255,11 @@ def _unfit(
             bool(wanted.request) and wanted.request not in model.requests,
             f"{request_name(wanted.request)} requests",
             f"takes {', '.join(map(request_name, model.requests))}: it {_uses(model)}",
+        ),
+        (
+            not set(wanted.features) <= set(model.features),
+            LACKING + said_of(wanted.features),
+            f"{said_of(model.features)}, and no more" if model.features else "answers text alone",
         ),
         (known.expired(now_ms), "an offer that is still valid", "was offered a while ago"),
         (device.vram_mib < wanted.min_vram_mib, f"{wanted.min_vram_mib} MiB of VRAM", f"has {device.vram_mib} MiB"),

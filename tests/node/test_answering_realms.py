@@ -50,7 +50,7 @@ def asked(realm: str, request: Request, *inputs: bytes) -> Question:
 
 def seen(text: str, *sizes: int) -> VisionRequest:
     media = tuple(Media("image", size, 0) for size in sizes)
-    return VisionRequest((Turn("user", text),), 0, 0, 1000, 0, 1000, 2000, 2000, 0, (), media)
+    return VisionRequest((Turn("user", text),), 0, 0, 1000, 0, 1000, 2000, 2000, 0, (), media=media)
 
 
 def heard(size: int) -> TranscribeRequest:

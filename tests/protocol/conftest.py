@@ -40,7 +40,7 @@ def vision(
 ) -> VisionRequest:
     """A conversation about pictures."""
     asked = chat(*(turns or [("user", "what is this?")]), **changes)
-    return VisionRequest(*(getattr(asked, field.name) for field in fields(ChatRequest)), media)
+    return VisionRequest(**{field.name: getattr(asked, field.name) for field in fields(ChatRequest)}, media=media)
 
 
 def imagine(**changes: Any) -> ImagineRequest:

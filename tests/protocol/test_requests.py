@@ -61,7 +61,8 @@ def test_a_payload_is_a_request(payload: bytes) -> None:
 @pytest.mark.parametrize("ask", [chat, vision])
 def test_conversations_have_known_roles_and_end_with_a_question(ask: object) -> None:
     assert callable(ask)
-    assert "tool" in refused(ask(("tool", "x"), QUESTION))
+    assert "critic" in refused(ask(("critic", "x"), QUESTION))
+    assert "answers one call" in refused(ask(("tool", "x"), QUESTION))
     assert "nothing to answer" in refused(ask(QUESTION, ANSWER))
 
 
@@ -136,6 +137,7 @@ def test_the_most_units_so_far() -> None:
 
     for text in (chat(QUESTION), vision(), transcribe()):
         assert most(text, Delivery(text_bytes=3)) == 3 + 256 + 256
+    assert most(chat(QUESTION), Delivery(text_bytes=3, calls=2)) == 3 + 256 + 256 + 2 * 64
     assert [most(imagine(), Delivery(data_bytes=count)) for count in (0, 1)] == [0, 24]
     assert most(speak(), Delivery()) == 0
     assert most(speak(), Delivery(data_bytes=4_801, media_type="audio/pcm;rate=24000")) == 2

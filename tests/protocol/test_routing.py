@@ -19,6 +19,7 @@ from protocol.routing import (
     after_refusal,
     after_success,
     explain_no_peer,
+    lacks_features,
     rank,
 )
 from protocol.signing import Signer
@@ -168,3 +169,42 @@ def test_averages_move_and_refusals_are_no_failures() -> None:
     refused = after_refusal(once, 10**9, NOW)
     assert refused.failures == 0 and refused.avoid_until_ms == NOW + BREAKER_MOST_MS
     assert after_refusal(refused, 1 * params.SECONDS, NOW).avoid_until_ms == refused.avoid_until_ms
+
+
+def test_only_models_with_the_features_are_asked(make_offer: Make) -> None:
+    plain, able = make_offer(1, model_offer()), make_offer(2, model_offer(model="big", features=(1, 3)))
+    tools = Requirements(features=(1,))
+    assert order(plain, able, wanted=tools) == [able.node]
+    assert set(order(plain, able, wanted=Requirements())) == {plain.node, able.node}
+    assert order(plain, able, wanted=Requirements(features=(1, 4))) == []
+
+
+def test_what_no_model_can_do_is_told_with_what_they_can(make_offer: Make) -> None:
+    plain = make_offer(1, model_offer())
+    able = make_offer(2, model_offer(model="big", features=(1, 3)))
+    eyes = make_offer(3, model_offer(model="eyes", requests=(NUMBERS[VisionRequest],)))
+
+    def said(wanted: Requirements, *offers: KnownOffer) -> tuple[bool, str]:
+        ranking = rank(CHAT, wanted, offers, Knowledge(LOCAL), NOW)
+        return lacks_features(ranking), explain_no_peer(CHAT, wanted, ranking)
+
+    kind = NUMBERS[ChatRequest]
+    assert said(Requirements(features=(1,), request=kind), plain, eyes) == (
+        True,
+        "no model on offer in $CHAT calls tools; on offer: tiny answers text alone",
+    )
+    assert said(Requirements(features=(4,)), able) == (
+        True,
+        "no model on offer in $CHAT gives log probabilities; on offer: big calls tools and answers JSON by a schema, "
+        "and no more",
+    )
+    lacks, text = said(Requirements(model="tiny", features=(1,)), plain, able)
+    assert lacks and text.startswith("no tiny on offer in $CHAT calls tools; on offer: tiny answers text alone")
+    assert text.endswith("Models there that can: big")
+
+
+def test_a_lack_that_may_pass_is_none_of_features(make_offer: Make) -> None:
+    plain, paused = make_offer(1, model_offer()), make_offer(2, model_offer(slots=0, features=(1,)))
+    for offers in ([plain, paused], [paused], [], [make_offer(3, model_offer(features=(1,)))]):
+        assert not lacks_features(rank(CHAT, Requirements(features=(1,)), offers, Knowledge(LOCAL), NOW))
+    assert lacks_features(rank(CHAT, Requirements(features=(1,)), [plain], Knowledge(LOCAL), NOW))

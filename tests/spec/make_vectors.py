@@ -34,12 +34,15 @@ from protocol.messages import (
     Ballot,
     Balloted,
     Begin,
+    Call,
+    Called,
     Cancel,
     Certificate,
     Certificates,
     ChannelState,
     ChatRequest,
     Checkpoint,
+    Chosen,
     Chunk,
     Close,
     Commit,
@@ -74,6 +77,8 @@ from protocol.messages import (
     Joined,
     KeySince,
     LedgerProof,
+    Likelihood,
+    LikelyChunk,
     Media,
     Message,
     ModelOffer,
@@ -100,12 +105,14 @@ from protocol.messages import (
     StateLeaves,
     StoreCertificate,
     Stored,
+    Tool,
     TranscribeRequest,
     Turn,
     VisionRequest,
     Vote,
     Voted,
     Voucher,
+    Wishes,
     WitnessSignature,
 )
 from protocol.pricing import channel_cost
@@ -170,6 +177,7 @@ LARGE = replace(
     window=256,
     tokens_per_second=61_250,
     free=0,
+    features=(1, 2, 3, 4),
 )
 SPOKEN = replace(
     SMALL, realm=RealmId("$READERS"), model="tts-1", digest=NO_HASH, requests=(87,), context_tokens=0, device=OUTER
@@ -188,6 +196,16 @@ CHAT = ChatRequest(
     seed=7,
     stop=("\n\n",),
 )
+WEATHER = Tool("get_weather", "The weather in a city", '{"type":"object","properties":{"city":{"type":"string"}}}')
+CLOCK = Tool("clock", "", "")
+TOOLED = replace(CHAT, wishes=(Wishes(tools=(WEATHER, CLOCK)),))
+ASKED_OF = replace(
+    CHAT,
+    turns=(Turn("user", "Weather in Paris?"), Turn("assistant", ""), Turn("tool", "rain")),
+    wishes=(Wishes(tools=(WEATHER,), calls=(Call(1, 2, "get_weather", '{"city":"Paris"}'),)),),
+)
+MEASURED = replace(CHAT, wishes=(Wishes(logprobs=1, likeliest=2),))
+SHAPED = replace(CHAT, wishes=(Wishes(schema='{"type":"object"}'),))
 IMAGE = Media("image", 70, 1)
 SEEN = VisionRequest(**{**vars_of(CHAT), "media": (IMAGE, Media("image", 30, 1))})
 DRAWN = ImagineRequest("a red fox", "", 256, 256, 24, 2_500, 7, 1)
@@ -273,11 +291,23 @@ def samples() -> list[tuple[str, Message]]:
         ("chat request: all at their lowest", ChatRequest((Turn("user", ""),), 0, 0, 0, 0, 100, 0, 0, 0, ())),
         ("vision request", SEEN),
         ("vision request: all at their lowest", VisionRequest(
-            (Turn("user", ""),), 0, 0, 0, 0, 100, 0, 0, 0, (), (Media("image", 1, 0),)
+            (Turn("user", ""),), 0, 0, 0, 0, 100, 0, 0, 0, (), (), (Media("image", 1, 0),)
         )),
         ("vision request: the most media of the most bytes", replace(
             SEEN, media=(Media("image", params.MAX_INPUT_BYTES, params.MAX_MESSAGES - 1),) * params.MAX_INPUTS
         )),
+        ("chat request: with tools", TOOLED),
+        ("chat request: a call and its result", ASKED_OF),
+        ("chat request: every wish at its highest", replace(CHAT, wishes=(Wishes(
+            (Tool("x" * 64, "é", "{}"),), 1, 1, (Call(1_023, 1_023, "x" * 64, "{}"),), '{"type":"object"}', 1, 20),))),
+        ("vision request: with a schema", replace(SEEN, wishes=SHAPED.wishes)),
+        ("called", Called(3, 9, "get_weather", '{"city":')),
+        ("called: more of it", Called(4, 12, "", '"Paris"}')),
+        ("likely chunk", LikelyChunk(0, 2, "Paris.", (
+            Chosen(b"Paris", 10_050, (Likelihood(b"Paris", 10_050), Likelihood(b" Lyon", 4_610_000))),
+            Chosen(b".", 0, ())))),
+        ("likely chunk: half a character, never chosen before", LikelyChunk(7, 9, "", (
+            Chosen(b"\xc3", params.MAX_INTEGER, ()),))),
         ("imagine request", DRAWN),
         ("imagine request: all is left to the worker", ImagineRequest("x", "", 0, 0, 0, 0, 0, 0)),
         ("imagine request: all at their highest", ImagineRequest(
@@ -1030,9 +1060,76 @@ def media_exchanges() -> tuple[list[tuple[str, str, list[Move]]], list[tuple[str
     return legal, illegal
 
 
+TALKING: list[Move] = [asking(TOOLED), ACCEPT, (W, Begin(120, "", 64))]
+MEASURING: list[Move] = [asking(MEASURED), ACCEPT, (W, Begin(20, "", 64))]
+WHOLE_CALL: Move = (W, Called(0, 9, "get_weather", '{"city":"Paris"}'))
+LIKELY = LikelyChunk(0, 1, "Paris", (Chosen(b"Paris", 9, (Likelihood(b"Paris", 9), Likelihood(b"Rome", 5_000_000))),))
+
+
+def wishing_exchanges() -> tuple[list[tuple[str, str, list[Move]]], list[tuple[str, str, list[Move]]]]:
+    """Legal and illegal conversations with tools and likelihoods."""
+    called, cancel = '{"city":"Paris"}', (R, Cancel())
+    part = params.MAX_CHUNK_BYTES
+    longest = [
+        (W, Called(0, 9, "clock", "a" * part)),
+        *((W, Called(index, 9, "", "a" * part)) for index in range(1, params.MAX_ARGUMENTS_BYTES // part)),
+    ]
+    one = [asking(replace(TOOLED, wishes=(Wishes(tools=(WEATHER, CLOCK), one_call=1),))), *TALKING[1:]]
+    many: list[Move] = [(W, Called(index, 0, "clock", "{}")) for index in range(params.MAX_CALLS)]
+    legal: list[tuple[str, str, list[Move]]] = [
+        ("a call", R, [*TALKING, WHOLE_CALL, (W, Done("tool_calls", 120, 9, sha("get_weather" + called)))]),
+        ("text, a call in parts, a heartbeat, another call", R, [
+            *TALKING, (W, Chunk(0, 3, "Let me see.")), (W, Called(1, 9, "get_weather", '{"city"')),
+            (W, Called(2, 11, "", ':"Paris"}')), (W, Chunk(3, 11, "")), (W, Called(4, 14, "clock", "{}")),
+            (W, Done("tool_calls", 120, 14, sha("Let me see.get_weather" + called + "clock{}")))]),
+        ("no call though there are tools", W, [
+            *TALKING, (W, Chunk(0, 1, "No.")), (W, Done("stop", 120, 1, sha("No.")))]),
+        ("a call that the limit cut", R, [
+            *TALKING, (W, Called(0, 9, "clock", "{")), (W, Done("length", 120, 9, sha("clock{")))]),
+        ("a call crossed the cancel", R, [*TALKING, cancel, WHOLE_CALL]),
+        ("the tokens around a call", R, [*TALKING, (W, Called(0, 512 + 64 + 7, "clock", "{}"))]),
+        ("as many calls as there may be", R, [*TALKING, *many]),
+        ("the longest arguments", R, [*TALKING, *longest]),
+        ("long arguments, and those of another call", R, [*TALKING, *longest, (W, Called(4, 9, "clock", "{}"))]),
+        ("one call where one is wished for", R, [*one, WHOLE_CALL]),
+        ("with likelihoods", R, [*MEASURING, (W, LIKELY), (W, Done("stop", 20, 1, sha("Paris")))]),
+        ("a plain chunk among likely ones", R, [*MEASURING, (W, LIKELY), (W, Chunk(1, 2, "."))]),
+        ("likelihoods crossed the cancel", R, [*MEASURING, cancel, (W, LIKELY)]),
+    ]  # fmt: skip
+    illegal: list[tuple[str, str, list[Move]]] = [
+        ("a call in a chat without tools", R, [*BEGUN, (W, Called(0, 1, "clock", "{}"))]),
+        ("a call in the place of a picture", R, [*DRAWING, (W, Called(0, 0, "clock", "{}"))]),
+        ("a call before begin, cancelled", R, [*TALKING[:2], cancel, WHOLE_CALL]),
+        ("a call from the requester", W, [*TALKING, (R, WHOLE_CALL[1])]),
+        ("a call of what is no tool", R, [*TALKING, (W, Called(0, 9, "delete_all", "{}"))]),
+        ("more of no call", R, [*TALKING, (W, Called(0, 9, "", "{}"))]),
+        ("nothing more of a call", R, [*TALKING, WHOLE_CALL, (W, Called(1, 9, "", ""))]),
+        ("call 1 first", R, [*TALKING, (W, Called(1, 9, "clock", "{}"))]),
+        ("text after a call", R, [*TALKING, WHOLE_CALL, (W, Chunk(1, 10, "Done."))]),
+        ("more tokens than a call can have", R, [*TALKING, (W, Called(0, 512 + 64 + 8, "clock", "{}"))]),
+        ("more tokens than can stand before a call", R, [*TALKING, (W, Chunk(0, 513, ""))]),
+        ("a call too many", R, [*TALKING, *many, (W, Called(params.MAX_CALLS, 0, "clock", "{}"))]),
+        ("longer arguments than there may be", R, [*TALKING, *longest, (W, Called(4, 9, "", "a"))]),
+        ("a second call where one is wished for", R, [*one, WHOLE_CALL, (W, Called(1, 10, "clock", "{}"))]),
+        ("done because of calls, without one", R, [*TALKING, (W, Done("tool_calls", 120, 0, sha("")))]),
+        ("done with the digest of the arguments alone", R, [
+            *TALKING, WHOLE_CALL, (W, Done("tool_calls", 120, 9, sha(called)))]),
+        ("likelihoods that nobody asked for", R, [*BEGUN, (W, LIKELY)]),
+        ("more likeliest tokens than were asked for", R, [
+            *MEASURING, (W, replace(LIKELY, tokens=(Chosen(b"Paris", 9, (Likelihood(b"a", 1),) * 3),)))]),
+        ("a likely chunk out of order", R, [*MEASURING, (W, replace(LIKELY, index=1))]),
+        ("likelihoods before begin, cancelled", R, [*MEASURING[:2], cancel, (W, LIKELY)]),
+        ("likely text after a call", R, [
+            asking(replace(TOOLED, wishes=(Wishes(tools=(WEATHER,), logprobs=1, likeliest=2),))), *TALKING[1:],
+            WHOLE_CALL, (W, replace(LIKELY, index=1, units_out=10))]),
+    ]  # fmt: skip
+    return legal, illegal
+
+
 def exchanges() -> str:
     """exchange.json"""
     media_legal, media_illegal = media_exchanges()
+    wishing_legal, wishing_illegal = wishing_exchanges()
     empty = sha("")
     refuse, error, cancel = (W, Refuse(6, "busy", 1_500)), (W, Error(15, "crashed", 0)), (R, Cancel())
     pay = PAID[0]
@@ -1106,10 +1203,13 @@ def exchanges() -> str:
         "exchange",
         "Conversations as one side sees them; in the failing ones the last move is illegal.",
         [
-            *(case("exchange", name, exchange_given(view, moves)) for name, view, moves in legal + media_legal),
+            *(
+                case("exchange", name, exchange_given(view, moves))
+                for name, view, moves in legal + media_legal + wishing_legal
+            ),
             *(
                 failing("exchange", name, "IllegalMove", exchange_given(view, moves))
-                for name, view, moves in illegal + media_illegal
+                for name, view, moves in illegal + media_illegal + wishing_illegal
             ),
         ],
     )
@@ -1136,6 +1236,16 @@ def queries() -> str:
     blank, answer, question = Turn("user", " \n"), Turn("assistant", "Paris."), Turn("user", "Why?")
     largest = params.MAX_INPUT_BYTES
     half, more = Media("image", largest // 2, 1), Media("image", largest // 2 + 1, 1)
+
+    def calls(*made: Call, roles: str = "uat", **wished: Json) -> dict[str, Json]:
+        names = {"u": "user", "a": "assistant", "t": "tool"}
+        return chat(*(Turn(names[role], "x") for role in roles), wishes=(Wishes(calls=made, **wished),))
+
+    def wishes(**wished: Json) -> dict[str, Json]:
+        return about(replace(CHAT, wishes=(Wishes(**wished),)))
+
+    made = Call(1, 2, "clock", "{}")
+    deep = "[" * (params.MAX_JSON_DEPTH - 1) + "]" * (params.MAX_JSON_DEPTH - 1)
     good = [
         ("paid", given(QUERY)),
         ("free", given(FREE_QUERY)),
@@ -1161,6 +1271,22 @@ def queries() -> str:
         ("sound of the most bytes", hears(largest)),
         ("text to sound", about(SAID)),
         ("a realm of an operator's own", about(SAID, realm=RealmId("$READERS"))),
+        ("tools", about(TOOLED)),
+        ("tools, continued", about(TOOLED, prefix="Let me", prefix_tokens=2)),
+        ("a tool must be called, and one alone", wishes(tools=(CLOCK,), must_call=1, one_call=1)),
+        ("a call and its result, the tool still there", about(ASKED_OF)),
+        ("a call and its result, the tool gone", calls(made)),
+        ("a call without a result", calls(Call(1, 0, "clock", "{}"), roles="uau")),
+        (
+            "two calls of one turn, answered the other way round",
+            calls(Call(1, 3, "a", "{}"), Call(1, 2, "b", "{}"), roles="uatt"),
+        ),
+        ("JSON by a schema", about(SHAPED)),
+        ("a schema as deep as may be", wishes(schema=f'{{"a":{deep}}}')),
+        ("brackets in a text are no depth", wishes(schema=f'{{"a":"{"[" * 200}"}}')),
+        ("likelihoods", about(MEASURED)),
+        ("every wish", wishes(tools=(WEATHER,), must_call=1, schema="{}", logprobs=1)),
+        ("pictures and tools", about(replace(SEEN, wishes=TOOLED.wishes))),
     ]
     invalid = [
         ("prefix_tokens without a prefix", given(replace(QUERY, prefix_tokens=1))),
@@ -1183,6 +1309,32 @@ def queries() -> str:
         ("a transcript with a prefix", about(HEARD, prefix="Guten", prefix_tokens=1)),
         ("blank text", about(replace(SAID, text="\t"))),
         ("speech with a prefix", about(SAID, prefix="a")),
+        ("wishes for nothing", wishes()),
+        ("a tool's name with a blank", wishes(tools=(replace(CLOCK, name="a b"),))),
+        ("a tool's name with a letter beyond ASCII", wishes(tools=(replace(CLOCK, name="größe"),))),
+        ("a tool's name with a line end", wishes(tools=(replace(CLOCK, name="clock\n"),))),
+        ("two tools of one name", wishes(tools=(CLOCK, CLOCK))),
+        ("a call is a must without tools", wishes(must_call=1)),
+        ("one call at most, without tools", wishes(one_call=1, logprobs=1)),
+        ("likeliest tokens without likelihoods", wishes(likeliest=1)),
+        ("parameters that are no JSON", wishes(tools=(replace(CLOCK, parameters="{"),))),
+        ("a schema that is no object", wishes(schema="[]")),
+        ("a schema that is a number of no JSON", wishes(schema='{"a":NaN}')),
+        ("a schema with half a character", wishes(schema='{"a":"\\ud800"}')),
+        ("a schema too deep", wishes(schema=f'{{"a":[{deep}]}}')),
+        ("a schema and something behind it", wishes(schema="{} {}")),
+        ("arguments that are no object", calls(replace(made, arguments="1"))),
+        ("arguments that are empty", calls(replace(made, arguments=""))),
+        ("a call with a bad name", calls(replace(made, name="a.b"))),
+        ("a call in a turn of the user", calls(Call(0, 2, "clock", "{}"))),
+        ("a call in a turn that is not there", calls(made, Call(9, 0, "clock", "{}"))),
+        ("a call that a user answers", calls(Call(1, 2, "clock", "{}"), roles="uau")),
+        ("a call answered before it is made", calls(Call(3, 2, "clock", "{}"), roles="uatau")),
+        ("a call answered by a turn that is not there", calls(made, Call(1, 9, "clock", "{}"))),
+        ("two calls with one answer", calls(made, made)),
+        ("a tool's turn that answers nothing", calls(made, roles="uatt")),
+        ("calls out of order", calls(Call(3, 0, "a", "{}"), Call(1, 2, "b", "{}"), roles="uatau")),
+        ("pictures, and wishes for nothing", about(replace(SEEN, wishes=(Wishes(),)))),
     ]
     return vector_file(
         "query",

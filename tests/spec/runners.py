@@ -21,6 +21,7 @@ from protocol.ledger.orders import MissingPredecessor
 from protocol.messages import Query
 from protocol.offers import newest_record, open_offer, record_valid
 from protocol.signing import Signer, open_envelope, signed_bytes, verify
+from protocol.wishes import features_needed
 
 Json = Any
 Runner = Callable[[dict[str, Json]], Json]
@@ -154,6 +155,7 @@ def queries(given: dict[str, Json]) -> Json:
     return {
         "paid": exchange.is_paid(query),
         "request": requests.request_number(request),
+        "features": list(features_needed(request)),
         "input_bytes": requests.input_bytes(request),
         "most_units_in": requests.most_units_in(query, request),
         "most_units_out": requests.most_units_out(request, given["offered"]),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from typing import Any
 
 import chapters
@@ -250,7 +251,7 @@ MOVES = {row[:3]: row[3] for row in chapters.table_after("04-query.md", "## The 
 
 
 class Conversation:
-    """The table of legal moves and the nine rules below it."""
+    """The table of legal moves and the twelve rules below it."""
 
     def __init__(self) -> None:
         self.state = "START"
@@ -261,6 +262,7 @@ class Conversation:
         self._request: dict[str, Json] | None = None
         self._parts = self._inputs = self._missing = 0
         self._begun = False
+        self._call = 0  # bytes of the last call's arguments
 
     def move(self, by: str, message: dict[str, Json]) -> None:
         """One message of either side."""
@@ -293,7 +295,24 @@ class Conversation:
         self._begun, self.units_in = True, begin["units_in"]
 
     def _chunk(self, chunk: dict[str, Json]) -> None:
+        self._require(not (chunk["text"] and self.answer.calls))
         self._part(chunk, chunk["text"].encode(), "")
+
+    def _likelychunk(self, chunk: dict[str, Json]) -> None:
+        wishes = stranger_units.wishes(self._request or {})
+        self._require(wishes["logprobs"] == 1)
+        self._require(all(len(token["likeliest"]) <= wishes["likeliest"] for token in chunk["tokens"]))
+        self._chunk(chunk)
+
+    def _called(self, called: dict[str, Json]) -> None:
+        wishes, begins = stranger_units.wishes(self._request or {}), called["name"] != ""
+        self._require(not begins or called["name"] in [tool["name"] for tool in wishes["tools"]])
+        most = 1 if wishes["one_call"] else chapters.number(LIMITS["MAX_CALLS"])
+        self._require(self.answer.calls < most if begins else bool(self.answer.calls and called["arguments"]))
+        self._call = (0 if begins else self._call) + len(called["arguments"].encode())
+        self._require(self._call <= chapters.number(LIMITS["MAX_ARGUMENTS_BYTES"]))
+        self.answer = replace(self.answer, calls=self.answer.calls + begins)
+        self._part(called, (called["name"] + called["arguments"]).encode(), "")
 
     def _output(self, output: dict[str, Json]) -> None:
         self._part(output, bytes.fromhex(output["data"]), output["media_type"])
@@ -315,6 +334,7 @@ class Conversation:
     def _done(self, done: dict[str, Json]) -> None:
         named = (done["units_in"], done["units_out"], done["digest"])
         self._require(named == (self.units_in, self.units_out, hashlib.sha256(self.delivered).hexdigest()))
+        self._require(done["finish"] != "tool_calls" or self.answer.calls > 0)
 
     def _require(self, good: bool) -> None:
         if not good:

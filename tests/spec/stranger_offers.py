@@ -153,6 +153,7 @@ def _query(given: dict[str, Json]) -> Json:
     return {
         "paid": query["channel"] != "00" * 32,
         "request": int(stranger.TABLES[request["type"]].number),
+        "features": stranger_units.features(request),
         "input_bytes": sum(sizes),
         "most_units_in": stranger_units.most_in(query, request),
         "most_units_out": stranger_units.most_out(request, given["offered"]),
@@ -179,7 +180,9 @@ def _good(request: Message) -> bool:
 
 def _good_conversation(request: Message, turns: Json) -> bool:
     roles = [turn["role"] for turn in turns]
-    if not set(roles) <= {"system", "user", "assistant"} or roles[-1] == "assistant":
+    if not set(roles) <= {"system", "user", "assistant", "tool"} or roles[-1] == "assistant":
+        return False
+    if not stranger_units.good_wishes(request):
         return False
     if request["type"] == "ChatRequest":
         return any(turn["text"].strip() for turn in turns)

@@ -33,6 +33,7 @@ OTHERS = {
     "dataclasses",
     "functools",
     "hashlib",
+    "json",
     "pathlib",
     "re",
     "typing",

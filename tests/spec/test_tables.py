@@ -14,6 +14,7 @@ from protocol.exchange import MOVES
 from protocol.gossip import RULES
 from protocol.ids import BUILT_IN_REALMS
 from protocol.messages import REGISTRY, Message
+from protocol.wishes import FEATURES
 
 REGISTRIES = "07-registries.md"
 UNITS = {"MILLISECONDS", "SECONDS", "MINUTES", "HOURS", "DAYS", "KIB", "MIB", "MICRO"}
@@ -52,6 +53,11 @@ def test_error_codes() -> None:
         (str(int(code)), code.name, meaning.fault, "yes" if meaning.try_another else "no", meaning.meaning)
         for code, meaning in sorted(CODES.items())
     ]
+
+
+def test_features_of_models() -> None:
+    listed = [row[:3] for row in chapters.table_after(REGISTRIES, "## Features of models")]
+    assert listed == [(str(int(feature)), feature.name, meaning) for feature, (_, meaning) in FEATURES.items()]
 
 
 def test_built_in_realms() -> None:

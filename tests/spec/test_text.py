@@ -9,6 +9,7 @@ import pytest
 
 from protocol import params
 from protocol.errors import ErrorCode
+from protocol.wishes import ModelFeature
 
 ROOT = Path(__file__).parents[2]
 TEXTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("spec/**/*.md")])
@@ -41,4 +42,5 @@ def test_every_relative_link_leads_somewhere(path: Path) -> None:
 def test_every_name_in_capitals_exists(path: Path) -> None:
     named = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", path.read_text(encoding="utf-8")))
     known = {name for name in vars(params) if name.isupper()} | {code.name for code in ErrorCode} | OTHER_NAMES
+    known |= {feature.name for feature in ModelFeature}
     assert named <= known
