@@ -42,6 +42,7 @@ from node.gateway.key_usage import KeyUsage
 from node.gateway.keys import ApiKeys
 from node.gateway.metrics import render
 from node.gateway.models import ModelRoutes
+from node.gateway.page import PageRoutes
 from node.gateway.ports import Answers, GatewayFacts
 from node.gateway.routes import Answered, Handler, Route, Routes, register
 from node.gateway.sessions import Sessions, link
@@ -69,22 +70,6 @@ UNMATCHED = "unmatched"  # the route of requests that have none: their paths are
 NOT_OF_IDS = re.compile(r"[^A-Za-z0-9._:/+=-]")  # left out of a client's own name for a request
 REQUEST_ID_CHARACTERS = 128
 CLIENT_GONE = 499
-
-INDEX = """<!doctype html><meta charset="utf-8"><title>MTOR node</title>
-<style>body{font:16px/1.5 system-ui;max-width:44rem;margin:3rem auto;padding:0 1rem;color-scheme:light dark}</style>
-<h1>MTOR node</h1>
-<p>This node answers OpenAI-compatible requests and routes them to a peer whose card fits.</p>
-<ul><li><code>POST /v1/chat/completions</code> (text and pictures in), <code>/v1/responses</code>,
-<code>/v1/completions</code>
-<li><code>POST /v1/images/generations</code>
-<li><code>POST /v1/audio/speech</code>, <code>/v1/audio/transcriptions</code>, <code>/v1/audio/translations</code>
-<li><code>GET /v1/models</code>
-<li><code>POST /api/chat</code>, <code>/api/generate</code>, <code>GET /api/tags</code>: Ollama's interface
-<li><code>/ws</code>, a WebSocket: many queries, places in the queue, previews, going on after a broken connection
-<li><code>GET /healthz</code>, <code>/readyz</code>, <code>/metrics</code></ul>
-<p><a href="/openapi.json">/openapi.json</a> describes all of it.</p>
-<p>From a terminal: <code>mtor ask "What is the capital of France?"</code></p>
-"""
 
 
 class GatewayError(Exception):
@@ -114,6 +99,7 @@ class Gateway:
         watching = Watching(self._bridge, facts, asker, discreet=not is_loopback(config.host))
         self._socket = SocketRoutes(config, self._guards, asker, watching)
         parts: tuple[Routes, ...] = (
+            PageRoutes(),
             ModelRoutes(self._bridge, facts),
             ChatRoutes(asker),
             ImageRoutes(asker),
@@ -183,11 +169,10 @@ class Gateway:
         return app
 
     def _own_routes(self) -> tuple[Route, ...]:
-        html, text = Answered("text/html"), Answered("text/plain")
+        text = Answered("text/plain")
         health, ready = Answered(shape=HealthAnswer), Answered(shape=ReadyAnswer)
         not_ready = Answered(shape=ReadyAnswer, status=503)
         return (
-            Route("GET", "/", _index, "node", "A page about this node.", (html,)),
             Route("GET", "/healthz", _healthz, "node", "Whether the gateway runs.", (health,)),
             Route("GET", "/readyz", self._readyz, "node", "Whether queries can be answered.", (ready, not_ready)),
             Route("GET", "/metrics", self._metrics_text, "node", "Figures for Prometheus.", (text,)),
@@ -277,11 +262,6 @@ class Gateway:
     @cached_property
     def _description(self) -> dict[str, Any]:
         return openapi.describe(self.table, VERSION)
-
-
-async def _index(request: web.Request) -> web.Response:
-    policy = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
-    return web.Response(text=INDEX, content_type="text/html", headers=policy)
 
 
 async def _healthz(request: web.Request) -> web.Response:
