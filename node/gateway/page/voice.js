@@ -18,7 +18,7 @@ const Recognition = globalThis.SpeechRecognition || globalThis.webkitSpeechRecog
 
 /** True if somebody in the federation does it now; `request` is "speak" or "transcribe". */
 export function served(context, request) {
-  return Boolean(context.node.value?.offers.some((offer) => offer.realm === "$SPEECH" && offer.slots > 0 && offer.requests.includes(request)));
+  return Boolean(context.node.value?.offers.some((offer) => offer.realm === "$SPEECH" && offer.slots > 0 && offer.features.includes(request)));
 }
 
 async function onDevice() {
