@@ -1,0 +1,153 @@
+"""A real gateway for a real browser: its own thread, a free port, and fakes behind it that a test can change.
+
+Rule: the browser meets nothing but the gateway's own HTTP and WebSocket; what lies behind (answers, the owner's
+operations, peers and offers) follows the test.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from node.config import GatewaySection
+from node.gateway.ports import ModelFacts
+from protocol.ids import peer_id
+from tests.browser.answers import OWN, PromptedAnswers
+from tests.browser.interim import InterimGateway, new_code
+from tests.browser.operations import NodeState, PanelOperations
+
+START_SECONDS = 30
+
+
+class StateFacts:
+    """The `GatewayFacts` of the tests: what the state says."""
+
+    def __init__(self, state: NodeState) -> None:
+        self._state = state
+
+    async def models(self) -> list[ModelFacts]:
+        """See `GatewayFacts`."""
+        offers = [each for each in self._state.offers if each["slots"]]
+        return [ModelFacts(each["realm"], each["model"], 1, each["context_tokens"]) for each in offers]
+
+    async def readiness(self) -> tuple[bool, str]:
+        """See `GatewayFacts`."""
+        return self._state.ready
+
+    async def gauges(self) -> Mapping[str, float]:
+        """See `GatewayFacts`."""
+        return {"mtor_peers": float(len(self._state.peers))}
+
+
+def snapshot(state: NodeState, running: int) -> dict[str, Any]:
+    """The state as a "node" event's content."""
+    ready, reason = state.ready
+    return {
+        "node": peer_id(OWN),
+        "name": state.name,
+        "version": "0.1.0",
+        "uptime_seconds": 4_000,
+        "paused": bool(state.paused),
+        "pause_reason": state.paused,
+        "ready": ready,
+        "ready_reason": reason,
+        "federation": {"name": "home", "id": "f" * 64},
+        "peers": state.peers,
+        "offers": state.offers,
+        "loading": list(state.loading),
+        "running": running,
+    }
+
+
+class BrowserWorld:
+    """A gateway that runs, and what lies behind it."""
+
+    def __init__(self, data: Path, **section: Any) -> None:
+        self.data = data
+        self.answers = PromptedAnswers()
+        self.state = NodeState()
+        self.operations = PanelOperations(self.state)
+        self.url = ""
+        self._section = {"port": 0} | section
+        self._started: queue.Queue[str | BaseException] = queue.Queue()
+        self._gateway: InterimGateway | None = None
+        self._scope = trio.CancelScope()
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self, port: int = 0) -> None:
+        """Serve, on a free port or on the one that a stopped one had. Raises what hindered it."""
+        self._section["port"] = port
+        self._thread = threading.Thread(target=self._run, name="gateway of a test", daemon=True)
+        self._thread.start()
+        began = self._started.get(timeout=START_SECONDS)
+        if isinstance(began, BaseException):
+            raise began
+        self.url = began
+
+    def stop(self) -> None:
+        """Stop serving."""
+        if self._token is not None and self._thread is not None:
+            self._token.run_sync_soon(self._scope.cancel)
+            self._thread.join(START_SECONDS)
+            assert not self._thread.is_alive(), "the gateway did not stop"
+        self._thread = None
+
+    def restart(self) -> None:
+        """Stop, and serve on the same port again."""
+        port = int(self.url.rpartition(":")[2])
+        self.stop()
+        self.start(port)
+
+    def code(self) -> str:
+        """What `mtor open` prints: it unlocks the owner's panel once."""
+        assert self._gateway is not None
+        return new_code(self._gateway)
+
+    def until_asked(self, count: int = 1, seconds: float = 15.0) -> None:
+        """Wait for the node to have got so many questions."""
+        until(lambda: len(self.answers.asked) >= count, seconds)
+
+    def _run(self) -> None:
+        try:
+            trio.run(self._serve)
+        except BaseException as error:
+            self._started.put(error)
+
+    async def _serve(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        self._scope = trio.CancelScope()
+        config = GatewaySection.model_validate(self._section)
+        gateway = InterimGateway(config, self.data, self.answers, self.operations, StateFacts(self.state))
+        gateway.snapshot = lambda running: snapshot(self.state, running)
+        self._gateway = gateway
+        with self._scope:
+            async with trio.open_nursery() as nursery:
+                self._started.put(await nursery.start(gateway.run))
+
+
+@contextmanager
+def browser_world(data: Path, **section: Any) -> Iterator[BrowserWorld]:
+    """A world that serves until the block ends."""
+    world = BrowserWorld(data, **section)
+    world.start()
+    try:
+        yield world
+    finally:
+        world.answers.let_go.set()
+        world.stop()
+
+
+def until(seen: Any, seconds: float = 15.0) -> None:
+    """Wait for what another thread does. Fails, and does not hang, if it never happens."""
+    ends = time.monotonic() + seconds
+    while not seen():
+        assert time.monotonic() < ends, "it did not happen"
+        time.sleep(0.01)
