@@ -188,7 +188,7 @@ class Guards:
         """What the file of it should say; "" if it says so already."""
         self.take_in_shares()
         try:
-            known = frozenset(key.id for key in self._keys.all())
+            known = frozenset(key.id for key in self._keys.known())
         except (KeysError, OSError):
             known = None
         return self._usage.unsaved(known)

@@ -133,15 +133,15 @@ class ApiKeys:
     def find(self, key: str) -> ApiKey | None:
         """The key that `key` is; None if it is none of them. Raises `KeysError`."""
         digest = _digest(key)
-        matches = [known for known in self._fresh() if hmac.compare_digest(digest, known.sha256)]  # not to the first
+        matches = [known for known in self.known() if hmac.compare_digest(digest, known.sha256)]  # not to the first
         return matches[0] if matches else None
 
     def current(self, key_id: str) -> ApiKey | None:
         """The key of this id as it is now; None once it is revoked. Raises `KeysError`."""
-        return next((known for known in self._fresh() if known.id == key_id), None)
+        return next((known for known in self.known() if known.id == key_id), None)
 
-    def _fresh(self) -> list[ApiKey]:
-        """All keys; the file is read again only when it is another than the one that was read."""
+    def known(self) -> list[ApiKey]:
+        """All keys; the file is read again only when it is another than the one that was read. Raises `KeysError`."""
         try:
             found = self._path.stat()
         except FileNotFoundError:

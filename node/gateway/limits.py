@@ -193,19 +193,18 @@ class Limits:
 
     def _rules_of_anonymous(self, address: Address) -> Iterable[Rule]:
         config, group = self._config, address.group
-        fix = "send an API key (`mtor keys create NAME` at the node makes one), or have its operator raise"
-        who = f"{group}, without a key, may have"
-        for unit, most, seconds, code, name in (
-            ("requests", config.anonymous_requests_per_minute, MINUTE, "requests_per_minute", "requests_per_minute"),
-            ("tokens", config.anonymous_tokens_per_minute, MINUTE, "tokens_per_minute", "tokens_per_minute"),
-            ("tokens", config.anonymous_tokens_per_day, DAY, "anonymous_quota", "tokens_per_day"),
-        ):
-            said = f"{who} {most} {name.replace('_per_', ' a ')} and has had them"
-            kind: Unit = "requests" if unit == "requests" else "tokens"
-            yield Rule((group, name), kind, most, seconds, code, said, f"{fix} gateway.anonymous_{name}")
+        fix = "send an API key (`mtor keys create NAME` at the node makes one), or have its operator raise gateway."
+        limits: tuple[tuple[str, Unit, int, int, str], ...] = (
+            ("requests_per_minute", "requests", config.anonymous_requests_per_minute, MINUTE, "requests_per_minute"),
+            ("tokens_per_minute", "tokens", config.anonymous_tokens_per_minute, MINUTE, "tokens_per_minute"),
+            ("tokens_per_day", "tokens", config.anonymous_tokens_per_day, DAY, "anonymous_quota"),
+        )
+        for name, unit, most, seconds, code in limits:
+            said = f"{group}, without a key, may have {most} {name.replace('_per_', ' a ')} and has had them"
+            yield Rule((group, name), unit, most, seconds, code, said, f"{fix}anonymous_{name}")
         most = config.anonymous_total_tokens_per_day
         said = f"all who ask without a key may have {most} tokens a day together and have had them"
-        fix = f"{fix} gateway.anonymous_total_tokens_per_day"
+        fix += "anonymous_total_tokens_per_day"
         yield Rule(("everybody",), "tokens", most, DAY, "anonymous_quota", said, fix)
 
     def _bucket(self, rule: Rule, now: float) -> Bucket:

@@ -5,11 +5,15 @@ import logging
 import stat
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from openai import OpenAI, RateLimitError
+from openai.types.chat import ChatCompletionUserMessageParam
 
 import cli
 from node.answers import Failed, Question
@@ -37,7 +41,8 @@ from tests.node.gateway_world import (
 )
 
 CHAT = "/v1/chat/completions"
-HELLO = {"model": "auto", "messages": [{"role": "user", "content": "hello"}]}
+USER: ChatCompletionUserMessageParam = {"role": "user", "content": "hello"}
+HELLO = {"model": "auto", "messages": [USER]}
 MODELS = "/v1/models"
 
 
@@ -87,6 +92,26 @@ async def test_a_key_that_has_had_its_requests_is_told_when_there_are_more(tmp_p
         assert len(world.answers.asked) == 2
         assert (await ask(world, other)).status == (await ask(world)).status == 200
         assert not any(name.startswith("x-ratelimit") for name in (await ask(world, other)).headers)
+
+
+async def test_openais_library_knows_a_limit_and_waits_as_it_is_told(tmp_path: Path) -> None:
+    share = replace(SHARE, units_out=6_143)  # with the question 150 more than there are, at 100 a second
+    key = made(tmp_path, tokens_per_minute=6_000)
+    async with gateway_world(tmp_path, events(ROUTED, replace(completed(), shares=(share,)))) as world:
+
+        def use() -> None:
+            with OpenAI(base_url=f"{world.url}/v1", api_key=key, max_retries=0) as client:
+                create = partial(client.chat.completions.create, model="auto", messages=[USER])
+                client.models.list()  # the library's first call takes long
+                create()
+                with pytest.raises(RateLimitError) as refused:
+                    create()
+                assert refused.value.code == "tokens_per_minute" and "6000 tokens a minute" in refused.value.message
+                assert refused.value.response.headers["retry-after"] in ("1", "2")
+                client.with_options(max_retries=1).chat.completions.create(model="auto", messages=[USER])
+
+        await trio.to_thread.run_sync(use)
+        assert len(world.answers.asked) == 2
 
 
 async def test_a_request_that_is_wrong_costs_nothing(tmp_path: Path) -> None:
