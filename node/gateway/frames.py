@@ -10,12 +10,23 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel
 
-from node.answers import AnswerEvent, Bytes, Completed, Delta, Progressed, Question, Routed, Waiting
+from node.answers import (
+    AnswerEvent,
+    Bytes,
+    Completed,
+    Delta,
+    Progressed,
+    Question,
+    Routed,
+    TokenLogprob,
+    ToolCalled,
+    Waiting,
+)
 from node.gateway.audio import FORM_BYTES, FORM_FIELDS, read_speech_request, read_transcript_request
 from node.gateway.failures import ApiError
 from node.gateway.images import read_images_request
@@ -244,7 +255,20 @@ def _waiting(item: Waiting) -> Json:
 
 
 def _delta(item: Delta) -> Json:
-    return {"type": "delta", "text": item.text}
+    return {"type": "delta", "text": item.text} | ({"logprobs": _logprobs(item.logprobs)} if item.logprobs else {})
+
+
+def _logprobs(tokens: Sequence[TokenLogprob]) -> list[Json]:
+    """OpenAI's names for it."""
+    return [
+        {"token": each.token, "logprob": each.logprob}
+        | {"top_logprobs": [{"token": token, "logprob": logprob} for token, logprob in each.top]}
+        for each in tokens
+    ]
+
+
+def _tool_call(item: ToolCalled) -> Json:
+    return {"type": "tool_call", "call": {"id": item.id, "name": item.name, "arguments": item.arguments}}
 
 
 def _progress(item: Progressed) -> Json:
@@ -268,6 +292,7 @@ _TOLD: dict[type[Any], Callable[[Any], Json]] = {
     Routed: _routed,
     Waiting: _waiting,
     Delta: _delta,
+    ToolCalled: _tool_call,
     Progressed: _progress,
     Bytes: _bytes,
     Completed: _completed,

@@ -8,10 +8,9 @@ not read is waited for.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -41,8 +40,6 @@ from node.gateway.guards import Guards
 from node.gateway.ongoing import Ongoing, Reader, TakenOver
 from node.gateway.routes import Answered, Route
 from node.gateway.watching import Watching
-
-log = logging.getLogger("mtor.gateway")
 
 HELLO_SECONDS = 5.0  # for the key, where one is wanted and the client could not set a header
 MOST_STRANGERS = 8  # sockets that have not shown a key yet: each may hold a large frame
@@ -95,8 +92,8 @@ class SocketRoutes:
         """None: its first frame has to say. Raises `ApiError` (401)."""
         try:
             return self._guards.caller(request)
-        except ApiError:
-            if "Authorization" in request.headers:
+        except ApiError as error:
+            if error.status != 401 or "Authorization" in request.headers:
                 raise
             return None
 
@@ -201,6 +198,9 @@ class Socket:
                 return None
             if message.type is WSMsgType.TEXT:
                 return str(message.data)
+            if self.stranger:
+                await self._send_away(self._unknown())
+                return None
             await self._refuse(ApiError(400, "frames are text, one JSON object each", code="invalid_frame"))
 
     async def _take(self, text: str) -> None:
@@ -284,29 +284,29 @@ class Socket:
 
     async def _hand_on(self, name: str, reader: Reader) -> None:
         """A query's events, until its end or until somebody else reads it."""
-        try:
-            async for event in reader:
-                if event.last:
-                    self._release(name, reader)  # whoever reads the last event may use the name again
-                await self._send(named(name, event.body))
-        except TakenOver:
-            self._release(name, reader)
-            error = ApiError(409, "this query is read elsewhere now: it was resumed", code="taken_over")
-            await self._refuse(error, name)
-        except ConnectionError:
-            pass  # the client went away; whoever waits for its frames knows
-        finally:
-            self._release(name, reader)
-            reader.leave()
+        with suppress(ConnectionError):  # the client went away; whoever waits for its frames knows
+            try:
+                async for event in reader:
+                    if event.last:
+                        self._release(name, reader)  # whoever reads the last event may use the name again
+                    await self._send(named(name, event.body))
+            except TakenOver:
+                self._release(name, reader)
+                error = ApiError(409, "this query is read elsewhere now: it was resumed", code="taken_over")
+                await self._refuse(error, name)
+            finally:
+                self._release(name, reader)
+                reader.leave()
 
     def _release(self, name: str, reader: Reader) -> None:
         if self._read.get(name) is reader:
             del self._read[name]
 
     async def _tell_state(self) -> None:
-        async with aclosing(self._watching.follow()) as frames:
-            async for frame in frames:
-                await self._send(frame)
+        with suppress(ConnectionError):
+            async with aclosing(self._watching.follow()) as frames:
+                async for frame in frames:
+                    await self._send(frame)
 
     async def _refuse(self, error: ApiError, name: str | None = None) -> None:
         await self._send(encoded(refused(error, name)))

@@ -17,7 +17,7 @@ import trio.lowlevel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from node.answers import Bytes, Delta, Progressed, Question, Routed, Waiting
+from node.answers import Bytes, Delta, Progressed, Question, Routed, TokenLogprob, ToolCalled, Waiting
 from node.gateway import ongoing, watching, websocket
 from node.gateway.failures import ApiError
 from node.gateway.frames import error_facts, happened, read_frame
@@ -98,7 +98,7 @@ async def test_a_chat_comes_in_numbered_events(tmp_path: Path) -> None:
         await talk(world, conversation)
 
 
-async def test_places_in_the_queue_waiting_and_tool_free_failures_are_told(tmp_path: Path) -> None:
+async def test_places_in_the_queue_waiting_and_failures_are_told(tmp_path: Path) -> None:
     second = Routed(WORKER, MODEL, 1, queue_position=1, wait_ms=700)
 
     async def script(question: Question, emit: Emit) -> None:
@@ -121,6 +121,25 @@ async def test_places_in_the_queue_waiting_and_tool_free_failures_are_told(tmp_p
         assert (error["code"], error["status"], error["retry_ms"]) == ("overloaded", 503, 1_500)
 
     async with gateway_world(tmp_path, script) as world:
+        await talk(world, conversation)
+
+
+async def test_tools_called_and_log_probabilities_are_told(tmp_path: Path) -> None:
+    likely = TokenLogprob("Par", -0.1, (("Par", -0.1), ("Lon", -2.5)))
+    called = ToolCalled("call_1", "weather", '{"city":"Paris"}')
+
+    async def conversation(connect: Connect) -> None:
+        client = await connect()
+        await client.ask("c1")
+        _, _, delta, call, last = await client.until("c1")
+        top = [{"token": "Par", "logprob": -0.1}, {"token": "Lon", "logprob": -2.5}]
+        assert delta["logprobs"] == [{"token": "Par", "logprob": -0.1, "top_logprobs": top}]
+        assert call["type"] == "tool_call" and last["finish"] == "tool_calls"
+        assert call["call"] == {"id": "call_1", "name": "weather", "arguments": '{"city":"Paris"}'}
+
+    async with gateway_world(
+        tmp_path, events(ROUTED, Delta("Par", (likely,)), called, completed("tool_calls"))
+    ) as world:
         await talk(world, conversation)
 
 
@@ -674,9 +693,11 @@ async def test_a_key_is_shown_in_a_header_or_in_the_first_frame(
         assert error["code"] == "no_such_query"
 
     async def strangers(connect: Connect) -> None:
-        for first in ({"type": "hello", "key": "mtor-wrong"}, {"type": "ping"}, {"type": "nonsense"}, None):
+        for first in ({"type": "hello", "key": "mtor-wrong"}, {"type": "ping"}, {"type": "nonsense"}, b"\x00", None):
             client = await connect()
-            if first is not None:
+            if isinstance(first, bytes):
+                await client.socket.send_bytes(first)
+            elif first is not None:
                 await client.socket.send_str(json.dumps(first))
             answer = await client.frame()
             assert answer["type"] == "error" and (answer["error"]["status"] == 401 or first == {"type": "nonsense"})
@@ -797,7 +818,8 @@ def test_the_frames_in_the_documentation_are_true() -> None:
 
 def frames_of_the_node() -> dict[str, Frame]:
     """One of each event of an answer, as it is told."""
-    happenings = (ROUTED, Waiting("x", 1), Delta("x"), Progressed(1, 2, b"\x89PNG"), Bytes("a/b", b"x"), completed())
+    picture = (Progressed(1, 2, b"\x89PNG"), Bytes("image/png", b"x"))
+    happenings = (ROUTED, Waiting("x", 1), Delta("x"), ToolCalled("1", "x", "{}"), *picture, completed())
     return {(told := happened(each))["type"]: told for each in happenings}
 
 
