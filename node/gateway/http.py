@@ -96,7 +96,8 @@ class Gateway:
         asker = Asker(self._bridge, answers, config.max_concurrent, self._guards)
         ask_node = partial(self._bridge.call, operations.call)
         access = AccessOperations(config, self._keys, self._guards.usage, self.page_link, ask_node)
-        watching = Watching(self._bridge, facts, asker, discreet=not is_loopback(config.host))
+        seen_by_others = not is_loopback(config.host) or bool(config.trusted_proxies)
+        watching = Watching(self._bridge, facts, asker, discreet=seen_by_others)
         self._socket = SocketRoutes(config, self._guards, asker, watching)
         parts: tuple[Routes, ...] = (
             PageRoutes(),

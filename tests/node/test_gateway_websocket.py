@@ -21,7 +21,7 @@ from node.answers import Bytes, Delta, Progressed, Question, Routed, TokenLogpro
 from node.gateway import ongoing, watching, websocket
 from node.gateway.failures import ApiError
 from node.gateway.frames import error_facts, happened, read_frame
-from node.gateway.keys import ApiKeys
+from node.gateway.keys import ApiKeys, Terms
 from node.gateway.ports import ModelFacts
 from protocol.errors import ErrorCode
 from protocol.ids import peer_id
@@ -718,6 +718,25 @@ async def test_a_key_is_shown_in_a_header_or_in_the_first_frame(
         assert refused.value.status == 401
         monkeypatch.setattr(websocket, "HELLO_SECONDS", 30)
         await talk(world, crowd)
+
+
+async def test_limits_hold_and_a_revoked_key_is_refused_where_a_socket_is_open(tmp_path: Path) -> None:
+    keys = ApiKeys(tmp_path)
+    key = keys.create("phone", terms=Terms(requests_per_minute=2))
+
+    async def conversation(connect: Connect) -> None:
+        client = await connect()
+        codes = []
+        for _ in range(3):
+            await client.ask("a")
+            codes.append((await client.until("a"))[-1].get("error", {}).get("status"))
+        assert codes == [None, None, 429]
+        keys.revoke(keys.all()[0].id)
+        await client.ask("a")
+        assert (await client.until("a"))[-1]["error"]["code"] == "revoked_api_key"
+
+    async with gateway_world(tmp_path) as world:
+        await talk(world, conversation, {"Authorization": f"Bearer {key}"})
 
 
 # --- the node's state ------------------------------------------------------------------------------------
