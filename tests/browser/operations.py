@@ -25,7 +25,7 @@ HOSTILE_NAME = '<img src=x onerror="window.hacked=7">'
 MB = 1_000_000
 
 
-def offer(node: str, model: str, realm: str = "$CHAT", **more: Any) -> Json:
+def offer(node: str, model: str, realm: str = "$CHAT", /, **more: Any) -> Json:
     """An offer as the node's snapshot tells it."""
     return {
         "node": node,
@@ -42,14 +42,14 @@ def offer(node: str, model: str, realm: str = "$CHAT", **more: Any) -> Json:
         "price_in": 1_000,
         "price_out": 2_000,
         "free": False,
-        "features": [],
+        "features": (),
     } | more
 
 
 def usual_offers() -> list[Json]:
     """The own node's, a neighbour's and one of a node that names itself badly."""
     own, near, far = (peer_id(node) for node in (OWN, NEAR, FAR))
-    cpu = {"device": "cpu", "device_name": "CPU", "vram_mib": 0}
+    cpu: Json = {"device": "cpu", "device_name": "CPU", "vram_mib": 0}
     return [
         offer(own, CHAT_MODEL, **cpu, price_in=0, price_out=0, free=True),
         offer(own, VOICE, "$SPEECH", **cpu, price_in=0, price_out=0, free=True),
@@ -85,9 +85,9 @@ class NodeState:
     def __init__(self) -> None:
         self.name = "kitchen"
         self.offers = usual_offers()
-        self.peers = [
-            {"node": peer_id(NEAR), "name": "attic", "connected": True},
-            {"node": peer_id(FAR), "name": HOSTILE_NAME, "connected": True},
+        self.peers: list[Json] = [
+            {"node": peer_id(NEAR), "connected": True},
+            {"node": peer_id(FAR), "connected": True},
         ]
         self.paused = ""  # why; "" while it works
         self.loading: list[str] = []

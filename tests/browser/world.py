@@ -17,13 +17,16 @@ from typing import Any
 import trio
 
 from node.config import GatewaySection
-from node.gateway.ports import ModelFacts
+from node.gateway import watching
+from node.gateway.ports import FederationFacts, ModelFacts, NodeSnapshot, OfferFacts, PeerFacts
 from protocol.ids import peer_id
 from tests.browser.answers import OWN, PromptedAnswers
 from tests.browser.interim import InterimGateway, new_code
 from tests.browser.operations import NodeState, PanelOperations
 
 START_SECONDS = 30
+
+watching.LOOK_SECONDS = 0.1  # the page learns of a change at once, and no test waits a second for it
 
 
 class StateFacts:
@@ -45,25 +48,24 @@ class StateFacts:
         """See `GatewayFacts`."""
         return {"mtor_peers": float(len(self._state.peers))}
 
-
-def snapshot(state: NodeState, running: int) -> dict[str, Any]:
-    """The state as a "node" event's content."""
-    ready, reason = state.ready
-    return {
-        "node": peer_id(OWN),
-        "name": state.name,
-        "version": "0.1.0",
-        "uptime_seconds": 4_000,
-        "paused": bool(state.paused),
-        "pause_reason": state.paused,
-        "ready": ready,
-        "ready_reason": reason,
-        "federation": {"name": "home", "id": "f" * 64},
-        "peers": state.peers,
-        "offers": state.offers,
-        "loading": list(state.loading),
-        "running": running,
-    }
+    async def snapshot(self) -> NodeSnapshot:
+        """See `GatewayFacts`."""
+        state = self._state
+        ready, reason = state.ready
+        return NodeSnapshot(
+            node=peer_id(OWN),
+            name=state.name,
+            version="0.1.0",
+            uptime_seconds=4_000,
+            paused=bool(state.paused),
+            pause_reason=state.paused,
+            ready=ready,
+            ready_reason=reason,
+            federation=FederationFacts("home", "f" * 64),
+            peers=tuple(PeerFacts(**each) for each in state.peers),
+            offers=tuple(OfferFacts(**each) for each in state.offers),
+            loading=tuple(state.loading),
+        )
 
 
 class BrowserWorld:
@@ -126,7 +128,6 @@ class BrowserWorld:
         self._scope = trio.CancelScope()
         config = GatewaySection.model_validate(self._section)
         gateway = InterimGateway(config, self.data, self.answers, self.operations, StateFacts(self.state))
-        gateway.snapshot = lambda running: snapshot(self.state, running)
         self._gateway = gateway
         with self._scope:
             async with trio.open_nursery() as nursery:
