@@ -7,6 +7,7 @@ import { count } from "./format.js";
 import { Operator, OperationFailed } from "./operator.js";
 import { recall, remember } from "./settings.js";
 import { NodeSocket } from "./socket.js";
+import { themeSwitch } from "./theme.js";
 import { views } from "./views.js";
 
 const operator = new Operator();
@@ -103,6 +104,7 @@ function askForCode() {
 }
 
 async function start() {
+  themeSwitch(document.getElementById("theme"));
   showViews();
   context.connection.watch(showStanding);
   context.node.watch(showStanding);

@@ -74,6 +74,17 @@ export class NodeSocket {
     return query;
   }
 
+  /** Take over a query that was asked before, such as by this page before it was loaded again. */
+  resume(id, after) {
+    const query = new Query(`q${this.#next++}`, (frame) => this.#send(frame));
+    query.query = id;
+    query.seq = after;
+    this.#queries.set(query.id, query);
+    query.ended.then(() => this.#queries.delete(query.id));
+    this.#send({ type: "resume", id: query.id, query: id, after }); // when the socket opens, all that have an id are resumed
+    return query;
+  }
+
   /** Take a key, and connect anew with it. */
   useKey() {
     this.#socket?.close();
