@@ -9,22 +9,29 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import trio
 
+from node import operations
 from node.config import GatewaySection
 from node.gateway import watching
+from node.gateway.http import Gateway
 from node.gateway.ports import FederationFacts, ModelFacts, NodeSnapshot, OfferFacts, PeerFacts
+from node.measures import Figure, Measured
 from protocol.ids import peer_id
 from tests.browser.answers import OWN, PromptedAnswers
-from tests.browser.interim import InterimGateway, new_code
 from tests.browser.operations import NodeState, PanelOperations
 
 START_SECONDS = 30
+LATER = ["serving.stop", "workers.list", "config.show", "config.set", "peers.block", "peers.unblock", "peers.blocked"]
+for name in LATER:
+    operations.OPERATIONS.setdefault(name, "")
+for name in ("serving.start", "logs.tail"):
+    operations.STREAMED.setdefault(name, "")
 
 watching.LOOK_SECONDS = 0.1  # the page learns of a change at once, and no test waits a second for it
 
@@ -44,9 +51,9 @@ class StateFacts:
         """See `GatewayFacts`."""
         return self._state.ready
 
-    async def gauges(self) -> Mapping[str, float]:
+    async def figures(self) -> list[Measured]:
         """See `GatewayFacts`."""
-        return {"mtor_peers": float(len(self._state.peers))}
+        return [Figure("mtor_peers", ("connected",), len(self._state.peers))]
 
     async def snapshot(self) -> NodeSnapshot:
         """See `GatewayFacts`."""
@@ -79,7 +86,7 @@ class BrowserWorld:
         self.url = ""
         self._section = {"port": 0} | section
         self._started: queue.Queue[str | BaseException] = queue.Queue()
-        self._gateway: InterimGateway | None = None
+        self._gateway: Gateway | None = None
         self._scope = trio.CancelScope()
         self._token: trio.lowlevel.TrioToken | None = None
         self._thread: threading.Thread | None = None
@@ -111,7 +118,7 @@ class BrowserWorld:
     def code(self) -> str:
         """What `mtor open` prints: it unlocks the owner's panel once."""
         assert self._gateway is not None
-        return new_code(self._gateway)
+        return self._gateway.page_link().partition("#unlock=")[2]
 
     def until_asked(self, count: int = 1, seconds: float = 15.0) -> None:
         """Wait for the node to have got so many questions."""
@@ -127,7 +134,7 @@ class BrowserWorld:
         self._token = trio.lowlevel.current_trio_token()
         self._scope = trio.CancelScope()
         config = GatewaySection.model_validate(self._section)
-        gateway = InterimGateway(config, self.data, self.answers, self.operations, StateFacts(self.state))
+        gateway = Gateway(config, self.data, self.answers, self.operations, StateFacts(self.state))
         self._gateway = gateway
         with self._scope:
             async with trio.open_nursery() as nursery:
