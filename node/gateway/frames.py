@@ -11,6 +11,7 @@ import base64
 import binascii
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, RootModel
@@ -65,7 +66,7 @@ class Ask(ClientFrame):
 
     type: Literal["ask"]
     id: Name
-    route: Literal["chat", "images", "speech", "transcription"]
+    route: Literal["chat", "images", "speech", "transcription", "translation"]
     body: Json
 
 
@@ -150,18 +151,19 @@ def _speech(body: Json) -> Question:
     return read_speech_request(json.dumps(body | {"response_format": "pcm"}).encode()).question
 
 
-def _transcription(body: Json) -> Question:
+def _transcript(body: Json, *, translate: bool) -> Question:
     fields = {name: _form_value(name, value) for name, value in body.items() if name != "file" and value is not None}
     if len(fields) > FORM_FIELDS:
         raise ApiError(400, f"body has more than {FORM_FIELDS} fields", code="invalid_value")
-    return read_transcript_request(fields, _file(body.get("file")), translate=False).question
+    return read_transcript_request(fields, _file(body.get("file")), translate=translate).question
 
 
 _READERS: dict[str, Callable[[Json], Question]] = {
     "chat": _chat,
     "images": _images,
     "speech": _speech,
-    "transcription": _transcription,
+    "transcription": partial(_transcript, translate=False),
+    "translation": partial(_transcript, translate=True),
 }
 
 

@@ -52,7 +52,7 @@ def usual_offers() -> list[Json]:
     cpu: Json = {"device": "cpu", "device_name": "CPU", "vram_mib": 0}
     return [
         offer(own, CHAT_MODEL, **cpu, price_in=0, price_out=0, free=True),
-        offer(own, VOICE, "$SPEECH", **cpu, price_in=0, price_out=0, free=True),
+        offer(own, VOICE, "$SPEECH", **cpu, price_in=0, price_out=0, free=True, features=("speak", "transcribe")),
         offer(near, CHAT_MODEL, busy=2, queued=3),
         offer(near, "qwen3-8b", context_tokens=32_768, price_in=20_000, price_out=60_000),
         offer(near, PAINTER, "$IMAGINE"),

@@ -9,10 +9,18 @@ import { recall, remember } from "./settings.js";
 import { NodeSocket } from "./socket.js";
 import { themeSwitch } from "./theme.js";
 import { views } from "./views.js";
+import { dictation, speak } from "./voice.js";
 
 const operator = new Operator();
 const socket = new NodeSocket();
-const context = { socket, node: socket.node, connection: socket.connection, operator, go, unlock: askForCode };
+const context = {
+  socket, node: socket.node, connection: socket.connection, operator, go, unlock: askForCode,
+  dictation: (heard) => dictation(context, { ...heard, onText: (text, final) => final && heard.onText(text), onState: (state, trouble) => {
+    heard.onState(state);
+    if (trouble) toast(trouble, "bad");
+  } }),
+  speak: (text) => speak(context, text),
+};
 const content = document.getElementById("content");
 let leave = null;
 

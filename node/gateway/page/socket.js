@@ -65,7 +65,7 @@ export class NodeSocket {
     addEventListener("pagehide", () => this.#socket?.close());
   }
 
-  /** Ask; events come to the returned `Query`. route: chat, images, speech or transcription. */
+  /** Ask; events come to the returned `Query`. route: chat, images, speech, transcription or translation. */
   ask(route, body) {
     const query = new Query(`q${this.#next++}`, (frame) => this.#send(frame));
     this.#queries.set(query.id, query);

@@ -202,6 +202,7 @@ export function spokenText(markdown) {
     .replace(/!?\[([^\]\n]*)\]\([^)\n]*\)/g, "$1")
     .replace(/[*_`#>|~]+/g, " ")
     .replace(/[ \t]+/g, " ")
+    .replace(/ *\n */g, "\n")
     .trim();
 }
 

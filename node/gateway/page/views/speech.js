@@ -16,9 +16,9 @@ const MOST_FILE_BYTES = 16 * 1024 * 1024; // of one sound: what the node takes
 const REMEMBERED_TURNS = 12; // of a talk, sent along with the next question
 
 export function mount(root, context) {
-  const parts = [talk(context), listening(context), speaking(context), settings()];
-  fill(root, el("div.speech", {}, parts.map((part) => part.element)));
-  return () => parts.forEach((part) => part.leave?.());
+  const [talking, how, heard, said] = [talk(context), settings(), listening(context), speaking(context)];
+  fill(root, el("div.speech", {}, el("div.stack", {}, talking.element, how.element), el("div.stack", {}, heard.element, said.element)));
+  return () => [talking, heard, said].forEach((part) => part.leave());
 }
 
 // --- a talk ---------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ function listening(context) {
   async function transcribe(encoded, blob) {
     const text = el("p.transcript", { tabindex: 0 });
     const state = el("div", {}, spinner("waiting for a worker"));
-    const query = context.socket.ask("transcription", { ...chosen.value(), file: encoded, ...(translate.checked && { translate: true }) });
+    const query = context.socket.ask(translate.checked ? "translation" : "transcription", { ...chosen.value(), file: encoded });
     const stop = button("Stop", () => query.cancel(), { kind: "small" });
     const listen = el("audio", { controls: true, src: URL.createObjectURL(blob), "aria-label": "The sound" });
     fill(result, listen, state, text, stop);
