@@ -56,6 +56,7 @@ class TokenLogprob:
     token: str
     logprob: float
     top: tuple[tuple[str, float], ...] = ()
+    data: bytes = b""  # its UTF-8, perhaps cut within a character, which `token` shows as U+FFFD
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -28,11 +28,14 @@ from protocol.ids import NO_HASH, ChannelId, NodeId
 from protocol.messages import (
     Accept,
     Begin,
+    Called,
     Cancel,
+    Chosen,
     Chunk,
     Done,
     Error,
     Input,
+    LikelyChunk,
     Message,
     ModelOffer,
     Output,
@@ -66,7 +69,8 @@ OpenStream = Callable[[NodeId], Awaitable[Stream]]
 class Listener:
     """Who hears what a worker says while it answers."""
 
-    text: Callable[[str], Awaitable[None]]
+    text: Callable[[str, Sequence[Chosen]], Awaitable[None]]  # with its tokens, where they were asked for
+    called: Callable[[str, str], None]  # (name, arguments); without a name: more of the last call
     data: Callable[[str, bytes], Awaitable[None]]  # (media type, bytes)
     progress: Callable[[int, int, bytes], Awaitable[None]]  # (done, total, preview)
     queued: Callable[[int, int], Awaitable[None]]  # (position, expected wait in ms)
@@ -285,7 +289,10 @@ class _Asking:
                 self._unpaid.set()
             if isinstance(message, Chunk) and message.text:
                 self._note_part()
-                await self._listener.text(message.text)
+                await self._listener.text(message.text, message.tokens if isinstance(message, LikelyChunk) else ())
+            if isinstance(message, Called):
+                self._note_part()
+                self._listener.called(message.name, message.arguments)
             if isinstance(message, Output):
                 self._note_part()
                 await self._listener.data(message.media_type, message.data)
@@ -385,7 +392,7 @@ class _Asking:
     async def _ended(self, ending: Message) -> Outcome:
         """After the worker's last word: pay the rest, wait for its confirmation, keep the receipt."""
         await self._settle()
-        if isinstance(ending, Done) and ending.finish in ("stop", "length"):
+        if isinstance(ending, Done) and ending.finish in ("stop", "length", "tool_calls"):
             return await self._outcome(None, "", finish=ending.finish)
         if isinstance(ending, Done):
             return await self._outcome(ErrorCode.CANCELLED, "the answer was cancelled")

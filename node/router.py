@@ -8,6 +8,7 @@ offers and experience are the directory's, attempts are the requester's.
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +25,8 @@ from node.answers import (
     Progressed,
     Question,
     Routed,
+    TokenLogprob,
+    ToolCalled,
     Waiting,
     WorkerShare,
 )
@@ -33,9 +36,10 @@ from node.measures import Measures
 from node.requester import Listener, Outcome, Part, Requester
 from protocol.errors import CODES, ErrorCode
 from protocol.ids import NodeId, RealmId, short
-from protocol.messages import ChatRequest, ImagineRequest
+from protocol.messages import ChatRequest, Chosen, ImagineRequest
 from protocol.requests import request_number
-from protocol.routing import Candidate, Ranking, explain_no_peer
+from protocol.routing import Candidate, Ranking, Requirements, explain_no_peer, lacks_features
+from protocol.wishes import features_needed, json_object
 
 log = logging.getLogger("mtor.router")
 
@@ -48,6 +52,7 @@ PATIENCE_SECONDS = (
     15.0  # for a first worker, while all that fit are lost: one that was avoided meanwhile is tried again
 )
 PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")  # how a preview begins: a stranger's bytes are shown to people
+LEAST_LOGPROB = -9999.0  # that is told of a token; OpenAI's word for "as good as impossible"
 PASSING = frozenset(
     {
         ErrorCode.WORKER_LOST,
@@ -102,6 +107,7 @@ class _Answering:
         self._emit = emit
         self._began = time.monotonic()
         self._text: list[str] = []
+        self._calls: list[ToolCalled] = []  # of the worker that is asked now
         self._data: list[Bytes] = []  # of a picture, which is handed over whole
         self._data_bytes = 0  # handed over
         self._skip = 0  # characters or bytes that a worker which begins anew will say again
@@ -179,7 +185,11 @@ class _Answering:
         if self._last is not None:
             await self._fail()
             return None
-        reason = explain_no_peer(self._question.realm, self._question.requirements, ranking)
+        wanted = self._wanted()
+        reason = explain_no_peer(self._question.realm, wanted, ranking)
+        if lacks_features(ranking):
+            await self._emit(Failed(ErrorCode.UNSUPPORTED_FEATURE, reason))
+            return None
         hint = self._router.hint()
         await self._emit(Failed(ErrorCode.NO_PEER, f"{reason}. {hint}" if hint else reason, NO_PEER_RETRY_MS))
         return None
@@ -209,8 +219,7 @@ class _Answering:
 
     def _rank(self) -> Ranking:
         """Those who could answer, in the first realm where somebody can; otherwise why nobody in the asked one can."""
-        question = self._question
-        wanted = replace(question.requirements, request=request_number(question.request))
+        question, wanted = self._question, self._wanted()
         rankings = []
         for realm in self._realms:
             without = frozenset(node for tried, node in self._tried if tried == realm)
@@ -219,6 +228,11 @@ class _Answering:
                 return ranking
             rankings.append(ranking)
         return rankings[0]
+
+    def _wanted(self) -> Requirements:
+        """What the asker insists on, and what the question itself takes."""
+        request = self._question.request
+        return replace(self._question.requirements, request=request_number(request), features=features_needed(request))
 
     async def _discover(self) -> Ranking:
         """Nobody fits: perhaps offers are still on their way. Wait a moment for a first one that does."""
@@ -244,7 +258,7 @@ class _Answering:
             self._told = None
             await self._emit(Routed(candidate.node, candidate.model.model, attempt, position, wait_ms))
 
-        listener = Listener(self._deliver, self._deliver_data, self._progress, queued)
+        listener = Listener(self._deliver, self._called, self._deliver_data, self._progress, queued)
         with self._router.directory.asking(candidate.node):
             outcome = await self._router.requester.ask(
                 candidate, self._question, part, self._workers_time_ms(), listener
@@ -271,19 +285,28 @@ class _Answering:
     def _part(self) -> Part:
         """What the next worker goes on from. Only conversations can be continued; of anything else the next one makes
         the whole again, and what it repeats is left out."""
+        self._calls.clear()  # they are no text that could be gone on from: the next worker makes them anew
         if isinstance(self._question.request, ChatRequest):
-            return Part("".join(self._text), self._units_out)
+            return Part("".join(self._text), self._units_out) if self._text else Part()
         self._data.clear()
         self._skip = sum(map(len, self._text)) + self._data_bytes
         return Part()
 
-    async def _deliver(self, text: str) -> None:
+    async def _deliver(self, text: str, tokens: Sequence[Chosen]) -> None:
         text = text[self._skipped(len(text)) :]
         if not text:
             return
         self._note_first()
         self._text.append(text)
-        await self._emit(Delta(text))
+        await self._emit(Delta(text, tuple(map(_logprob, tokens))))
+
+    def _called(self, name: str, arguments: str) -> None:
+        """Calls are handed over when they are whole."""
+        self._note_first()
+        if name:
+            self._calls.append(ToolCalled(f"call_{secrets.token_hex(12)}", name, arguments))
+        else:
+            self._calls[-1] = replace(self._calls[-1], arguments=self._calls[-1].arguments + arguments)
 
     async def _deliver_data(self, media_type: str, data: bytes) -> None:
         self._note_first()
@@ -349,9 +372,15 @@ class _Answering:
             return
         for part in self._data:
             await self._emit(part)
+        calls = [call for call in self._calls if _is_object(call.arguments)]  # one that the limit cut is none
+        for call in calls:
+            await self._emit(call)
+        finish = outcome.finish or "length"
+        if finish != "length":
+            finish = "tool_calls" if calls else "stop"
         await self._emit(
             Completed(
-                finish=outcome.finish or "length",
+                finish=finish,
                 model=self._model,
                 units_in=self._units_in,
                 units_out=self._units_out,
@@ -373,3 +402,24 @@ def _why(outcome: Outcome) -> str:
     code = outcome.code.name.lower() if outcome.code else "no last word"
     retry = f", retry in {outcome.retry_after_ms} ms" if outcome.retry_after_ms else ""
     return (f"{'refused: ' if outcome.refused else ''}{code}" if outcome.says_worker else outcome.reason) + retry
+
+
+def _logprob(chosen: Chosen) -> TokenLogprob:
+    top = tuple((_shown(each.token), _natural(each.nats)) for each in chosen.likeliest)
+    return TokenLogprob(_shown(chosen.token), _natural(chosen.nats), top, chosen.token)
+
+
+def _shown(token: bytes) -> str:
+    return token.decode(errors="replace")
+
+
+def _natural(nats: int) -> float:
+    return max(-nats / 1_000_000, LEAST_LOGPROB) if nats else 0.0
+
+
+def _is_object(text: str) -> bool:
+    try:
+        json_object(text)
+    except ValueError:
+        return False
+    return True

@@ -15,6 +15,7 @@ from protocol.errors import ErrorCode, Refused
 from protocol.ids import RealmId
 from protocol.messages import NUMBERS, Device, ImagineRequest, ModelOffer, SpeakRequest, TranscribeRequest
 from protocol.requests import request_name
+from protocol.wishes import said_of
 
 LOADING_RETRY_MS = 3_000  # an engine that (re)starts is asked again after this
 LONGEST_TEXT = 1_024  # tokens, unless the operator says otherwise
@@ -68,6 +69,7 @@ class ModelService:
             window=self.section.window,
             tokens_per_second=min(round(self.engine.stats().tokens_per_second * 1_000), 1_000_000),
             free=int(free),
+            features=info.features,
         )
 
 
@@ -101,15 +103,19 @@ class Services:
         """What this node offers now."""
         return tuple(service.offer(free=self._free, paused=self.paused) for service in self._services)
 
-    def choose(self, realm: RealmId, model: str, request: int) -> ModelService:
+    def choose(self, realm: RealmId, model: str, request: int, features: Sequence[int] = ()) -> ModelService:
         """The service of `model`, or the least busy one of the realm if `model` is "", among those that take such a
-        request. Raises `Refused`."""
+        request and have these features. Raises `Refused`."""
         named = [s for s in self._services if s.realm == realm and model in ("", s.engine.info.name)]
         fitting = [service for service in named if request in service.engine.info.requests]
         if named and not fitting:
             kinds = sorted({request_name(number) for service in named for number in service.engine.info.requests})
             message = f"{realm} {model} takes {', '.join(kinds)} requests here, not {request_name(request)}"
             raise Refused(ErrorCode.NO_SUCH_MODEL, message)
+        able = [service for service in fitting if set(features) <= set(service.engine.info.features)]
+        if fitting and not able:
+            raise Refused(ErrorCode.UNSUPPORTED_FEATURE, f"no {model or realm} here {said_of(features)}")
+        fitting = able
         expected = any(r == realm and model in ("", name) for r, name in self._loading)
         if not fitting and not expected:
             served = ", ".join(f"{s.realm} {s.engine.info.name}" for s in self._services) or "nothing"

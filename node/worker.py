@@ -18,7 +18,7 @@ import trio
 
 from node.bookkeeper import Bookkeeper, Receipt
 from node.config import FreeSection
-from node.engines.port import Data, EngineError, EngineEvent, Finished, Generation, Piece, Prompted, Step
+from node.engines.port import CallPart, Data, EngineError, EngineEvent, Finished, Generation, Piece, Prompted, Step
 from node.lanes import FreeLane, Lane, OwnLane, PaidLane
 from node.log_context import query_named
 from node.measures import Measures
@@ -35,13 +35,16 @@ from protocol.ids import NO_HASH, NodeId
 from protocol.messages import (
     Accept,
     Begin,
+    Called,
     Cancel,
     ChatRequest,
+    Chosen,
     Chunk,
     Done,
     Error,
     ImagineRequest,
     Input,
+    LikelyChunk,
     Message,
     Output,
     Pay,
@@ -59,6 +62,7 @@ from protocol.requests import (
     read_request,
     request_number,
 )
+from protocol.wishes import features_needed
 
 log = logging.getLogger("mtor.worker")
 
@@ -306,7 +310,9 @@ class _Serving:
         check_request(request, query.prefix)
         with self._worker.hold(self._messages.peer, input_bytes(request)):
             self._inputs = bytearray()
-            service = self._worker.services.choose(query.realm, query.model, request_number(request))
+            service = self._worker.services.choose(
+                query.realm, query.model, request_number(request), features_needed(request)
+            )
             self._model = service.engine.info.name
             _check_size(request, service.max_tokens)
             self._lane = await self._choose_lane(query, service, channel)
@@ -380,7 +386,7 @@ class _Serving:
                     self._told.generated()
                     await self._say_done(part.finish)
                     return
-                if isinstance(part, Piece | Data):
+                if isinstance(part, Piece | CallPart | Data):
                     self._told.part()
                     if self._too_long(service, part):
                         await self._say_done("length")
@@ -401,15 +407,20 @@ class _Serving:
         await self._grant()
         self._note_stall()
 
-    async def _send_part(self, part: Piece | Data) -> None:
+    async def _send_part(self, part: Piece | CallPart | Data) -> None:
         index = self._conversation.chunks
         if isinstance(part, Piece):
-            await self._deliver(Chunk(index, part.units_out, part.text))
+            chunk = Chunk(index, part.units_out, part.text)
+            if part.tokens:
+                chunk = LikelyChunk(index, part.units_out, part.text, part.tokens)
+            await self._deliver(chunk)
+        elif isinstance(part, CallPart):
+            await self._deliver(Called(index, part.units_out, part.name, part.arguments))
         else:
             await self._deliver(Output(index, part.units_out, part.media_type, part.data))
         self._note_stall()
 
-    def _too_long(self, service: ModelService, part: Piece | Data) -> bool:
+    def _too_long(self, service: ModelService, part: Piece | CallPart | Data) -> bool:
         """True if the answer ends before this part: nothing beyond what was offered is covered. A conversation's engine
         was told its limit. Raises `Refused` (INVALID_REQUEST) for a picture, which is whole or nothing."""
         request = self._conversation.request
@@ -522,7 +533,7 @@ class _Serving:
         assert self._served is not None
         return self._served
 
-    async def _deliver(self, message: Begin | Chunk | Output) -> None:
+    async def _deliver(self, message: Begin | Chunk | LikelyChunk | Called | Output) -> None:
         """Send what is to be paid. It is noted first: its voucher can be here before the send returns."""
         self._conversation.sent(message)
         self._lane.delivered(self._conversation.delivered)
@@ -549,18 +560,36 @@ def _check_size(request: Request, most: int) -> None:
 
 
 def _joined(batch: Sequence[EngineEvent | EngineError]) -> Iterator[EngineEvent | EngineError]:
-    """The events, pieces that follow each other as one."""
-    text: list[Piece] = []
+    """The events, pieces that follow each other as one, and so are the parts of a call."""
+    held: list[Piece | CallPart] = []
     for event in batch:
-        if isinstance(event, Piece):
-            text.append(event)
-            continue
-        if text:
-            yield Piece("".join(piece.text for piece in text), text[-1].units_out)
-            text = []
-        yield event
-    if text:
-        yield Piece("".join(piece.text for piece in text), text[-1].units_out)
+        if held and not _goes_on(held, event):
+            yield _as_one(held)
+            held = []
+        if isinstance(event, Piece | CallPart):
+            held.append(event)
+        else:
+            yield event
+    if held:
+        yield _as_one(held)
+
+
+def _goes_on(held: Sequence[Piece | CallPart], event: EngineEvent | EngineError) -> bool:
+    """Does the event fit into one message with those before it?"""
+    if isinstance(event, CallPart):
+        return isinstance(held[-1], CallPart) and not event.name
+    if not isinstance(event, Piece) or not isinstance(held[-1], Piece):
+        return False
+    return sum(len(piece.tokens) for piece in (*held, event) if isinstance(piece, Piece)) <= params.MAX_CHUNK_TOKENS
+
+
+def _as_one(held: Sequence[Piece | CallPart]) -> Piece | CallPart:
+    last, calls = held[-1], [part for part in held if isinstance(part, CallPart)]
+    if calls:
+        return CallPart(calls[0].name, "".join(part.arguments for part in calls), last.units_out)
+    pieces = [piece for piece in held if isinstance(piece, Piece)]
+    tokens: list[Chosen] = [token for piece in pieces for token in piece.tokens]
+    return Piece("".join(piece.text for piece in pieces), last.units_out, tuple(tokens))
 
 
 async def _pump(generation: Generation, send: trio.MemorySendChannel[EngineEvent | EngineError]) -> None:

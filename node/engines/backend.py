@@ -31,6 +31,7 @@ class Loaded:
     device: Device
     memory_mib: int
     requests: tuple[type[Message], ...]  # the kinds that it answers
+    features: tuple[int, ...] = ()  # what it can do beyond text
 
 
 class Answerer(Protocol):

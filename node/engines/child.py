@@ -128,7 +128,7 @@ def main(engine: str, folder: str, device: str, threads: str, slots: str, option
         raise SystemExit(1) from error
     facts = batch.facts
     numbers = [NUMBERS[request] for request in facts.requests]
-    pipe.send("loaded", facts.context_tokens, astuple(facts.device), facts.memory_mib, numbers)
+    pipe.send("loaded", facts.context_tokens, astuple(facts.device), facts.memory_mib, numbers, list(facts.features))
     Loop(batch, pipe, commands).run()
 
 

@@ -7,13 +7,14 @@ sounds are bytes that say what they were made from.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import trio
 
 from node.engines.port import (
+    CallPart,
     Data,
     EngineError,
     EngineEvent,
@@ -29,8 +30,10 @@ from protocol.errors import ErrorCode
 from protocol.messages import (
     NUMBERS,
     ChatRequest,
+    Chosen,
     Device,
     ImagineRequest,
+    Likelihood,
     Message,
     SpeakRequest,
     TranscribeRequest,
@@ -38,6 +41,7 @@ from protocol.messages import (
 )
 from protocol.params import MAX_CHUNK_BYTES
 from protocol.requests import Request, picture_units
+from protocol.wishes import wishes_of
 
 ALL_KINDS = (ChatRequest, VisionRequest, ImagineRequest, TranscribeRequest, SpeakRequest)
 FAKE_PREVIEW = b"\x89PNG\r\n\x1a\npreview"
@@ -100,12 +104,33 @@ class FakeGeneration:
         first = self.prefix.count(" ")
         wanted = self.request.max_tokens if isinstance(self.request, ChatRequest) else 0
         limit = min(wanted or ANSWER_TOKENS, max(0, ANSWER_TOKENS - first))
+        calls = list(self._calls())
+        for part in calls:
+            if await self._may_go_on(part.units_out - 1):
+                yield part
+        if calls:
+            yield Finished("cancelled" if self.cancelled else "tool_calls", units_in, len(calls))
+            return
         finish = "stop" if first + limit >= ANSWER_TOKENS else "length"
         produced = 0
         while produced < limit and await self._may_go_on(produced):
             produced += 1
-            yield Piece(fake_token(first + produced - 1), produced)
+            yield self._piece(first + produced - 1, produced)
         yield Finished("cancelled" if self.cancelled else finish, units_in, produced)
+
+    def _calls(self) -> Iterator[CallPart]:
+        """A call of every tool of the request, in three parts each."""
+        for index, tool in enumerate(wishes_of(self.request).tools):
+            parts = ((tool.name, ""), ("", '{"number":'), ("", f"{index}}}"))
+            for part, (name, arguments) in enumerate(parts, 3 * index + 1):
+                yield CallPart(name, arguments, part)
+
+    def _piece(self, index: int, produced: int) -> Piece:
+        wishes, text = wishes_of(self.request), fake_token(index)
+        if not wishes.logprobs:
+            return Piece(text, produced)
+        likeliest = [Likelihood(text.encode(), 250_000 + index), Likelihood(b"\xc3", 2_000_000)][: wishes.likeliest]
+        return Piece(text, produced, (Chosen(text.encode(), 250_000 + index, tuple(likeliest)),))
 
     def _units_in(self) -> int:
         if isinstance(self.request, TranscribeRequest):
@@ -162,11 +187,13 @@ class FakeEngine:
         seconds_per_token: float = 0.0,
         crash_after: int | None = None,
         requests: Sequence[type[Message]] = (ChatRequest,),
+        features: Sequence[int] = (),
     ) -> None:
         self.name = name
         self.seconds_per_token = seconds_per_token
         self.crash_after = crash_after
         self.requests = tuple(NUMBERS[request] for request in requests)
+        self.features = tuple(features)
         self.ready = True
         self.running = 0
         self.cancelled = 0
@@ -174,7 +201,7 @@ class FakeEngine:
     @property
     def info(self) -> ModelInfo:
         """See `Engine`."""
-        return ModelInfo(self.name, bytes(32), 4_096, Device("cpu", "fake", 0, 0), 1, self.requests)
+        return ModelInfo(self.name, bytes(32), 4_096, Device("cpu", "fake", 0, 0), 1, self.requests, self.features)
 
     def stats(self) -> EngineStats:
         """See `Engine`."""

@@ -8,17 +8,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 
-from node.engines.port import EVENT_NAMES, Data, EngineError, EngineEvent, Finished, Piece, Prompted, Step
+from node.engines.port import EVENT_NAMES, CallPart, Data, EngineError, EngineEvent, Finished, Piece, Prompted, Step
 from protocol.errors import ErrorCode, Malformed
-from protocol.messages import NUMBERS, Device
-from protocol.params import MAX_CHUNK_BYTES, MAX_INTEGER, MAX_NAME_BYTES, MAX_OUTPUT_TOKENS, MAX_REQUEST_KINDS
+from protocol.messages import NUMBERS, Chosen, Device, Likelihood
+from protocol.params import (
+    MAX_CHUNK_BYTES,
+    MAX_CHUNK_TOKENS,
+    MAX_INTEGER,
+    MAX_LIKELIEST,
+    MAX_NAME_BYTES,
+    MAX_OUTPUT_TOKENS,
+    MAX_REQUEST_KINDS,
+    MAX_TOKEN_BYTES,
+    MAX_TOOL_NAME_BYTES,
+)
 from protocol.requests import KINDS
+from protocol.wishes import ModelFeature
 
-FINISHES = ("stop", "length", "cancelled")
+Item = TypeVar("Item")
+
+FINISHES = ("stop", "length", "tool_calls", "cancelled")
+FEATURES = frozenset(map(int, ModelFeature))
 REQUEST_NUMBERS = frozenset(NUMBERS[kind] for kind in KINDS)
 
 
@@ -30,6 +44,7 @@ class LoadedFrame:
     device: Device
     memory_mib: int
     requests: tuple[int, ...]  # message numbers
+    features: tuple[int, ...]
 
 
 def read_frame(payload: bytes) -> tuple[str, list[Any]]:
@@ -60,9 +75,9 @@ def read_event(name: str, values: list[Any]) -> tuple[int, EngineEvent | EngineE
 
 def read_loaded(values: list[Any]) -> LoadedFrame:
     """The one word of a process that can begin to answer. Raises `Malformed`."""
-    context, device, memory_mib, requests = _fields("loaded", values, 4)
+    context, device, memory_mib, requests, features = _fields("loaded", values, 5)
     tokens = _count(context, 16 * MAX_OUTPUT_TOKENS)  # as an offer's
-    return LoadedFrame(tokens, _device(device), _count(memory_mib), _requests(requests))
+    return LoadedFrame(tokens, _device(device), _count(memory_mib), _requests(requests), _features(features))
 
 
 def read_broken(values: list[Any]) -> str:
@@ -94,6 +109,12 @@ def _requests(value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
+def _features(value: Any) -> tuple[int, ...]:
+    if type(value) is not list or any(type(number) is not int or number not in FEATURES for number in value):
+        raise Malformed("a model has features that nobody knows")
+    return tuple(sorted(set(value)))
+
+
 def _fields(what: str, values: Any, count: int) -> list[Any]:
     if type(values) is not list or len(values) != count:
         raise Malformed(f"a {what} frame has other fields")
@@ -104,8 +125,34 @@ def _prompted(units_in: Any) -> Prompted:
     return Prompted(_count(units_in))
 
 
-def _piece(text: Any, units_out: Any) -> Piece:
-    return Piece(_text(text, MAX_CHUNK_BYTES), _count(units_out))
+def _piece(text: Any, units_out: Any, tokens: Any) -> Piece:
+    return Piece(_text(text, MAX_CHUNK_BYTES), _count(units_out), _several(tokens, _chosen, MAX_CHUNK_TOKENS))
+
+
+def _chosen(value: Any) -> Chosen:
+    token, nats, likeliest = _fields("chosen token's", value, 3)
+    return Chosen(_token(token), _count(nats), _several(likeliest, _likelihood, MAX_LIKELIEST))
+
+
+def _likelihood(value: Any) -> Likelihood:
+    token, nats = _fields("likely token's", value, 2)
+    return Likelihood(_token(token), _count(nats))
+
+
+def _token(value: Any) -> bytes:
+    if type(value) is not bytes or len(value) > MAX_TOKEN_BYTES:
+        raise Malformed(f"a token has at most {MAX_TOKEN_BYTES} bytes")
+    return value
+
+
+def _several(value: Any, read: Callable[[Any], Item], most: int) -> tuple[Item, ...]:
+    if type(value) is not list or len(value) > most:
+        raise Malformed(f"there are at most {most} of a thing")
+    return tuple(map(read, value))
+
+
+def _call(name: Any, arguments: Any, units_out: Any) -> CallPart:
+    return CallPart(_text(name, MAX_TOOL_NAME_BYTES), _text(arguments, MAX_CHUNK_BYTES), _count(units_out))
 
 
 def _data(media_type: Any, data: Any, units_out: Any) -> Data:
@@ -149,6 +196,7 @@ def _bytes(value: Any) -> bytes:
 READERS: Mapping[str, Callable[..., EngineEvent | EngineError]] = {
     EVENT_NAMES[Prompted]: _prompted,
     EVENT_NAMES[Piece]: _piece,
+    EVENT_NAMES[CallPart]: _call,
     EVENT_NAMES[Data]: _data,
     EVENT_NAMES[Step]: _step,
     EVENT_NAMES[Finished]: _finished,

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from protocol import params
 from protocol.errors import ErrorCode
-from protocol.messages import ChatRequest, Device
+from protocol.messages import ChatRequest, Chosen, Device
 from protocol.requests import Request
 
 
@@ -28,10 +28,10 @@ class EngineError(Exception):
 
 def check_roles(request: ChatRequest) -> None:
     """What every engine asks of a request. Raises `EngineError`."""
-    strange = {turn.role for turn in request.turns} - {"system", "user", "assistant"}
+    strange = {turn.role for turn in request.turns} - {"system", "user", "assistant", "tool"}
     if strange:
         raise EngineError(
-            ErrorCode.INVALID_REQUEST, f"roles are system, user and assistant, not {', '.join(sorted(strange))}"
+            ErrorCode.INVALID_REQUEST, f"roles are system, user, assistant and tool, not {', '.join(sorted(strange))}"
         )
 
 
@@ -45,6 +45,7 @@ class ModelInfo:
     device: Device
     memory_mib: int
     requests: tuple[int, ...]  # message numbers of the requests that it answers
+    features: tuple[int, ...] = ()  # numbers of what it can do beyond text
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,16 @@ class Piece:
     """Some text, whole code points only. `units_out` counts the output tokens so far, held-back ones included."""
 
     text: str
+    units_out: int
+    tokens: tuple[Chosen, ...] = ()  # that the text consists of, where likelihoods are asked for
+
+
+@dataclass(frozen=True, slots=True)
+class CallPart:
+    """A call of a tool, or, without a name, more of the last one's arguments. `units_out` as in `Piece`."""
+
+    name: str
+    arguments: str
     units_out: int
 
 
@@ -83,18 +94,19 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Last event. `finish` is "stop", "length" or "cancelled"."""
+    """Last event. `finish` is "stop", "length", "tool_calls" or "cancelled"."""
 
     finish: str
     units_in: int
     units_out: int
 
 
-EngineEvent = Prompted | Piece | Data | Step | Finished
+EngineEvent = Prompted | Piece | CallPart | Data | Step | Finished
 
 EVENT_NAMES: dict[type[EngineEvent], str] = {
     Prompted: "prompted",
     Piece: "piece",
+    CallPart: "call",
     Data: "data",
     Step: "step",
     Finished: "finished",

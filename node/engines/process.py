@@ -27,6 +27,7 @@ import trio
 from node.engines.frames import LoadedFrame, read_broken, read_event, read_frame, read_loaded
 from node.engines.port import (
     PIPE_FRAME_BYTES,
+    CallPart,
     Data,
     EngineError,
     EngineEvent,
@@ -405,7 +406,9 @@ class ProcessEngine:
 
     def _loaded(self, child: _Child, said: LoadedFrame) -> None:
         about, model = self._seat.declared or said.device, self._model
-        self._info = ModelInfo(model.name, model.digest, said.context_tokens, about, said.memory_mib, said.requests)
+        self._info = ModelInfo(
+            model.name, model.digest, said.context_tokens, about, said.memory_mib, said.requests, said.features
+        )
         self._child = child
         child.loaded = True
         if self._resuming is not None:
@@ -420,7 +423,7 @@ class ProcessEngine:
     def _note(self, child: _Child, generation: ProcessGeneration, event: EngineEvent | EngineError) -> None:
         """Keep count: what was produced, and how fast."""
         generation.prompted = generation.prompted or isinstance(event, Prompted)
-        if isinstance(event, Piece | Data):
+        if isinstance(event, Piece | CallPart | Data):
             generation.first_at = generation.first_at or time.monotonic()
             generation.produced = event.units_out
         if isinstance(event, Finished | EngineError):

@@ -30,6 +30,7 @@ from node.gateway.wishes import (
     MtorWishes,
     bounded_text,
     encodable,
+    following_seed,
     parse,
     question,
     thousandths,
@@ -86,15 +87,10 @@ def read_images_request(body: bytes) -> Asked:
         seed=travelling_seed(wanted.seed),
         previews=int(bool(wanted.stream and wanted.partial_images != 0)),
     )
-    requests = [replace(request, seed=_following(request.seed, index)) for index in range(wanted.n or 1)]
+    requests = [replace(request, seed=following_seed(request.seed, index)) for index in range(wanted.n or 1)]
     wishes = wanted.mtor or MtorWishes()
     questions = tuple(question(each, wanted.model, IMAGINE, wishes, ()) for each in requests)
     return Asked(questions, bool(wanted.stream))
-
-
-def _following(seed: int, index: int) -> int:
-    """The seed of picture `index`; 0, the worker's choice, stays."""
-    return (seed + index) % (params.MAX_INTEGER + 1) or params.MAX_INTEGER if seed else 0
 
 
 def _refuse_unsupported(wanted: ImagesRequest) -> None:

@@ -11,17 +11,28 @@ import base64
 import binascii
 import secrets
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from pydantic import Field
 
-from node.answers import Completed, Question, WorkerShare
+from node.answers import Completed, Question, TokenLogprob, ToolCalled, WorkerShare
+from node.gateway.chat_wishes import (
+    CallShape,
+    ChoiceShape,
+    Conversing,
+    FormatShape,
+    ToolShape,
+    likeliest_in,
+    wishes_in,
+)
 from node.gateway.failures import ApiError
 from node.gateway.wishes import (
     Lenient,
     MtorWishes,
     encodable,
+    following_seed,
     parse,
     question,
     thousandths,
@@ -29,8 +40,8 @@ from node.gateway.wishes import (
     unsupported,
 )
 from protocol import params
-from protocol.ids import CHAT, IMAGINE, SPEECH, VISION, peer_id
-from protocol.messages import ChatRequest, Media, Turn, VisionRequest
+from protocol.ids import CHAT, IMAGINE, SPEECH, VISION, QueryId, peer_id
+from protocol.messages import Call, ChatRequest, Media, Turn, VisionRequest
 
 # What holds where the client says nothing. The models that home cards serve are small: at OpenAI's default of
 # temperature 1 they lose the thread, and without a penalty they repeat themselves.
@@ -39,6 +50,7 @@ DEFAULT_TOP_P = 0.92
 DEFAULT_REPETITION_PENALTY = 1.1
 
 OTHER_ROUTES = {IMAGINE: "/v1/images/generations", SPEECH: "/v1/audio/speech or /v1/audio/transcriptions"}
+MOST_CHOICES = 8
 ROLES = {"developer": "system"}  # newer clients' name for the same thing
 
 
@@ -59,9 +71,10 @@ class ContentPart(Lenient):
 class ChatMessage(Lenient):
     """One message."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
-    tool_calls: list[Any] | None = None
+    tool_calls: list[CallShape] | None = Field(None, max_length=params.MAX_CALLS)
+    tool_call_id: str | None = None
     function_call: Any = None
     audio: Any = None
 
@@ -89,17 +102,18 @@ class ChatCompletionRequest(Lenient):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     stop: str | list[str] | None = None
-    n: int | None = None
-    tools: list[Any] | None = None
+    n: int | None = Field(None, ge=1, le=MOST_CHOICES)
+    tools: list[ToolShape] | None = Field(None, max_length=params.MAX_TOOLS)
+    tool_choice: str | ChoiceShape | None = None
+    parallel_tool_calls: bool | None = None
     functions: list[Any] | None = None
-    tool_choice: Any = None
     function_call: Any = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=params.MAX_LIKELIEST)
     logit_bias: dict[str, Any] | None = None
     modalities: list[str] | None = None
     audio: Any = None
-    response_format: dict[str, Any] | None = None
+    response_format: FormatShape | None = None
     mtor: MtorWishes | None = None
 
 
@@ -107,18 +121,24 @@ class ChatCompletionRequest(Lenient):
 class Asked:
     """A checked request."""
 
-    question: Question
+    questions: tuple[Question, ...]  # one a choice
     model: str  # as the client wrote it
     stream: bool
     include_usage: bool
+
+    @property
+    def question(self) -> Question:
+        """Of the first choice."""
+        return self.questions[0]
 
 
 def read_chat_request(body: bytes) -> Asked:
     """A request's JSON. Raises `ApiError` (400) that names the parameter."""
     request = parse(ChatCompletionRequest, body)
     _refuse_unsupported(request)
-    turns, pictures = _conversation(request.messages)
-    _refuse_size(turns)
+    turns, pictures, calls = _conversation(request.messages)
+    likeliest = likeliest_in(request.logprobs, request.top_logprobs)
+    parallel = request.parallel_tool_calls is not False
     chat = ChatRequest(
         turns=turns,
         max_tokens=request.max_completion_tokens or request.max_tokens or 0,
@@ -130,7 +150,9 @@ def read_chat_request(body: bytes) -> Asked:
         presence_penalty=thousandths(request.presence_penalty, 0.0) + 2_000,
         seed=travelling_seed(request.seed),
         stop=_stops(request.stop),
+        wishes=wishes_in(request.tools or (), request.tool_choice, parallel, calls, request.response_format, likeliest),
     )
+    _refuse_size(chat)
     wishes = request.mtor or MtorWishes()
     if pictures:
         media = tuple(Media("image", len(picture.data), picture.turn) for picture in pictures)
@@ -143,23 +165,26 @@ def read_chat_request(body: bytes) -> Asked:
         message = f"{asked.realm} is not asked with a chat; it is asked at {OTHER_ROUTES[asked.realm]}"
         raise ApiError(400, message, code="invalid_value", param="model")
     usage = bool(request.stream_options and request.stream_options.include_usage)
-    return Asked(asked, request.model, bool(request.stream), usage)
+    questions = tuple(_choice(asked, index) for index in range(request.n or 1))
+    return Asked(questions, request.model, bool(request.stream), usage)
+
+
+def _choice(first: Question, index: int) -> Question:
+    """The query of choice `index`: one of its own, with the next seed."""
+    if not index:
+        return first
+    assert isinstance(first.request, ChatRequest)
+    request = replace(first.request, seed=following_seed(first.request.seed, index))
+    return replace(first, query_id=QueryId(secrets.token_bytes(16)), request=request)
 
 
 def _refuse_unsupported(request: ChatCompletionRequest) -> None:
-    format_type = (request.response_format or {}).get("type", "text")
-    no_tools = "no model served here calls tools yet"
-    only_text = "only plain text is answered"
+    use_tools = "it was replaced by tools and tool_choice; use those"
+    only_text = "only text is answered; see /v1/audio/speech"
     checks = (
-        ("n", request.n not in (None, 1), "only one choice is made; ask again for another"),
-        ("tools", bool(request.tools), no_tools),
-        ("functions", bool(request.functions), no_tools),
-        ("tool_choice", request.tool_choice not in (None, "none", "auto"), no_tools),
-        ("function_call", request.function_call not in (None, "none", "auto"), no_tools),
-        ("logprobs", bool(request.logprobs), "log probabilities are not given"),
-        ("top_logprobs", bool(request.top_logprobs), "log probabilities are not given"),
+        ("functions", bool(request.functions), use_tools),
+        ("function_call", request.function_call not in (None, "none", "auto"), use_tools),
         ("logit_bias", bool(request.logit_bias), "peers' models have different tokens"),
-        ("response_format", format_type != "text", only_text),
         ("modalities", request.modalities not in (None, [], ["text"]), only_text),
         ("audio", request.audio is not None, only_text),
     )
@@ -176,18 +201,15 @@ class _Picture:
     data: bytes
 
 
-def _conversation(messages: list[ChatMessage]) -> tuple[tuple[Turn, ...], list[_Picture]]:
-    turns, pictures = [], list[_Picture]()
+def _conversation(messages: list[ChatMessage]) -> tuple[tuple[Turn, ...], list[_Picture], tuple[Call, ...]]:
+    turns, pictures, conversing = [], list[_Picture](), Conversing()
     for index, message in enumerate(messages):
-        for name in ("tool_calls", "function_call", "audio"):
-            if getattr(message, name):
-                raise unsupported(f"messages.{index}.{name}", "a conversation is text and pictures here")
+        _note_calls(conversing, index, message)
         where = f"messages.{index}.content"
-        if message.content is None:
+        if message.content is None and not message.tool_calls:
             raise ApiError(400, f"{where} is missing; send text", code="missing_value", param=where)
-        parts = (
-            [ContentPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
-        )
+        content = message.content or ""
+        parts = [ContentPart(type="text", text=content)] if isinstance(content, str) else content
         texts = [_text(f"{where}.{number}", part) for number, part in enumerate(parts)]
         pictures += [
             _Picture(index, _picture(f"{where}.{number}", part))
@@ -198,7 +220,22 @@ def _conversation(messages: list[ChatMessage]) -> tuple[tuple[Turn, ...], list[_
     if len(pictures) > params.MAX_INPUTS:
         message_ = f"{len(pictures)} pictures; one conversation shows at most {params.MAX_INPUTS}"
         raise ApiError(400, message_, code="invalid_value", param="messages")
-    return tuple(turns), pictures
+    return tuple(turns), pictures, conversing.calls
+
+
+def _note_calls(conversing: Conversing, index: int, message: ChatMessage) -> None:
+    """A message's calls, or the call that it is the result of. Raises `ApiError` (400)."""
+    where = f"messages.{index}"
+    if message.function_call:
+        raise unsupported(f"{where}.function_call", "it was replaced by tool_calls; use those")
+    if message.audio:
+        raise unsupported(f"{where}.audio", "a conversation is text and pictures here")
+    if message.tool_calls and message.role != "assistant":
+        why = f"{where}.tool_calls: the assistant calls tools"
+        raise ApiError(400, why, code="invalid_value", param=f"{where}.tool_calls")
+    conversing.made(index, message.tool_calls or ())
+    if message.role == "tool":
+        conversing.answered(index, message.tool_call_id)
 
 
 def _text(where: str, part: ContentPart) -> str:
@@ -231,9 +268,13 @@ def _picture(where: str, part: ContentPart) -> bytes:
     return data
 
 
-def _refuse_size(turns: tuple[Turn, ...]) -> None:
+def _refuse_size(chat: ChatRequest) -> None:
     """A frame holds the conversation and, after a failover, the answer so far: each may have half of it."""
-    size, limit = sum(len(turn.text.encode()) + 16 for turn in turns), params.MAX_TEXT_BYTES // 2
+    size, limit = sum(len(turn.text.encode()) + 16 for turn in chat.turns), params.MAX_TEXT_BYTES // 2
+    for wishes in chat.wishes:
+        texts = [wishes.schema, *(tool.description + tool.parameters for tool in wishes.tools)]
+        texts += [call.arguments for call in wishes.calls]
+        size += sum(len(text.encode()) + 80 for text in texts)
     if size > limit:
         message = f"the conversation has {size} bytes, the limit is {limit}; send a shorter one"
         raise ApiError(413, message, code="prompt_too_large", param="messages")
@@ -260,23 +301,92 @@ class Shapes:
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def chunk(self, delta: dict[str, str], finish: str | None = None, **more: Any) -> dict[str, Any]:
-        """One streamed chunk."""
-        return self._frame("chat.completion.chunk", [{"index": 0, "delta": delta, "finish_reason": finish}]) | more
+    def chunk(
+        self,
+        delta: dict[str, Any],
+        finish: str | None = None,
+        index: int = 0,
+        logprobs: Sequence[TokenLogprob] = (),
+        **more: Any,
+    ) -> dict[str, Any]:
+        """One streamed chunk of choice `index`."""
+        choice = {"index": index, "delta": delta, "finish_reason": finish}
+        choice |= {"logprobs": likelihoods(logprobs)} if logprobs else {}
+        return self._frame("chat.completion.chunk", [choice]) | more
 
-    def usage_chunk(self, done: Completed) -> dict[str, Any]:
+    def usage_chunk(self, done: Iterable[Completed]) -> dict[str, Any]:
         """The chunk after the last, for `include_usage`."""
-        return self._frame("chat.completion.chunk", []) | {"usage": usage(done)}
+        return self._frame("chat.completion.chunk", []) | {"usage": usage_of_all(done)}
 
-    def whole(self, text: str, done: Completed) -> dict[str, Any]:
-        """The body of an answer that was not streamed."""
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choices = [{"index": 0, "message": message, "finish_reason": done.finish, "logprobs": None}]
-        return self._frame("chat.completion", choices) | {"usage": usage(done), "mtor": facts(done)}
+    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
+        """The body of an answer that was not streamed. Where there are several choices, each has its own facts."""
+        done = [choice.done for choice in choices]
+        shown = [choice.shape(index) for index, choice in enumerate(choices)]
+        if len(choices) > 1:
+            shown = [each | {"mtor": facts(one)} for each, one in zip(shown, done, strict=True)]
+        return self._frame("chat.completion", shown) | {"usage": usage_of_all(done), "mtor": facts_of_all(done)}
 
     def _frame(self, kind: str, choices: list[Any]) -> dict[str, Any]:
         model = self.model or self.asked.model
         return {"id": self.id, "object": kind, "created": self.created, "model": model, "choices": choices}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One whole answer."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...]
+    calls: tuple[ToolCalled, ...]
+    done: Completed
+
+    def shape(self, index: int) -> dict[str, Any]:
+        """OpenAI's choice."""
+        content = None if self.calls and not self.text.strip() else self.text
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if self.calls:
+            message["tool_calls"] = [call_shape(call) for call in self.calls]
+        shown = likelihoods(self.logprobs) if self.logprobs else None
+        return {"index": index, "message": message, "finish_reason": self.done.finish, "logprobs": shown}
+
+
+def call_shape(call: ToolCalled) -> dict[str, Any]:
+    """OpenAI's call of a tool."""
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
+def likelihoods(tokens: Iterable[TokenLogprob]) -> dict[str, Any]:
+    """OpenAI's `logprobs`."""
+    content = [
+        _token(each.token, each.logprob, each.data) | {"top_logprobs": [_token(*likely) for likely in each.top]}
+        for each in tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _token(token: str, logprob: float, data: bytes = b"") -> dict[str, Any]:
+    """`bytes` is null where a token is a part of a character and its bytes are not known."""
+    known = data or (token.encode() if "\ufffd" not in token else None)
+    return {"token": token, "logprob": logprob, "bytes": None if known is None else list(known)}
+
+
+def usage_of_all(done: Iterable[Completed]) -> dict[str, int]:
+    """OpenAI's `usage` of all choices together: each was a query of its own, and read the prompt."""
+    counts = [usage(one) for one in done]
+    return {name: sum(count[name] for count in counts) for name in counts[0]}
+
+
+def facts_of_all(done: Sequence[Completed]) -> dict[str, Any]:
+    """The `mtor` object of several choices: what all of them together were."""
+    every = [facts(one) for one in done]
+    summed = {name: sum(one[name] for one in every) for name in ("units_in", "units_out", "cost_micro")}
+    return {
+        **every[0],
+        **summed,
+        "ttft_ms": min(one["ttft_ms"] for one in every),
+        "failover": any(one["failover"] for one in every),
+        "shares": [share for one in every for share in one["shares"]],
+    }
 
 
 def usage(done: Completed) -> dict[str, int]:

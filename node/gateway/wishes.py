@@ -116,6 +116,11 @@ def travelling_seed(seed: int | None) -> int:
     return 0 if seed is None else seed % (params.MAX_INTEGER + 1) or params.MAX_INTEGER
 
 
+def following_seed(seed: int, index: int) -> int:
+    """The seed of choice `index` of a request; 0, the worker's choice, stays."""
+    return (seed + index) % (params.MAX_INTEGER + 1) or params.MAX_INTEGER if seed else 0
+
+
 def unsupported(parameter: str, reason: str) -> ApiError:
     """What this node cannot do is refused, and not silently left out."""
     message = f"{parameter} is not supported: {reason}"

@@ -26,11 +26,12 @@ Frame = tuple[Any, ...]
 
 DEVICE = ["cuda", "a card", 24_576, 89, 0, "570.1"]
 WHOLE: tuple[Frame, ...] = (
-    ("loaded", 512, DEVICE, 900, [32]),
+    ("loaded", 512, DEVICE, 900, [32], [1, 3]),
     ("broken", "no such file"),
     ("alive",),
     ("prompted", 1, 5),
-    ("piece", 1, "text", 2),
+    ("piece", 1, "text", 2, [[b"te", 5, [[b"te", 5], [b"x", 9]]], [b"xt", 0, []]]),
+    ("call", 1, "clock", "{}", 3),
     ("data", 1, "image/png", b"bytes", 1),
     ("step", 1, 3, 20, b""),
     ("finished", 1, "stop", 5, 2),
@@ -100,7 +101,7 @@ def test_whatever_comes_is_taken_or_malformed(frame: Frame, loaded: bool) -> Non
 def test_the_largest_that_is_taken_fits_into_an_offer() -> None:
     told = engine()
     device = ["x" * 16, "x" * 128, MAX_INTEGER, 1_000, MAX_INTEGER, "x" * 32]
-    take(told, _Child(cast(Any, None)), ("loaded", 16_000_000, device, MAX_INTEGER, [32] * 8))
+    take(told, _Child(cast(Any, None)), ("loaded", 16_000_000, device, MAX_INTEGER, [32] * 8, [1, 2, 3, 4]))
     encode(offer(told))
 
 
@@ -111,12 +112,13 @@ def offer(engine: ProcessEngine) -> Offer:
     return Offer(NodeId(bytes(32)), 1, 1, 2, (), (model,), ())
 
 
-LOADED = [512, DEVICE, 900, [32]]
+LOADED = [512, DEVICE, 900, [32], [3, 1]]
 
 
 def test_what_a_process_says_of_itself_is_read_as_it_is() -> None:
     said = read_loaded(LOADED)
     assert (said.context_tokens, said.device.kind, said.memory_mib, said.requests) == (512, "cuda", 900, (32,))
+    assert said.features == (1, 3)
     assert read_broken(["no such file"]) == "no such file"
 
 
@@ -148,6 +150,12 @@ def test_every_field_of_a_loaded_frame_has_its_bounds(field: int, wrong: Any) ->
     fields[field] = wrong
     with pytest.raises(Malformed):
         read_loaded(fields)
+
+
+@pytest.mark.parametrize("features", [None, "1", [0], [5], [True], [b"1"]])
+def test_features_are_known_ones(features: Any) -> None:
+    with pytest.raises(Malformed):
+        read_loaded([*LOADED[:4], features])
 
 
 @pytest.mark.parametrize("fields", [[], [7], ["a", "b"], [None], ["x" * (MAX_CHUNK_BYTES + 1)]])

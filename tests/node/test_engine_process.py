@@ -213,7 +213,7 @@ GARBAGE = """
 import sys, msgpack
 from protocol.framing import frame
 def say(*parts): sys.stdout.buffer.write(frame(msgpack.packb(parts))); sys.stdout.buffer.flush()
-GOOD = ("loaded", 512, ["cpu", "fake", 0, 0, 0, ""], 1, [32])
+GOOD = ("loaded", 512, ["cpu", "fake", 0, 0, 0, ""], 1, [32], [])
 say(*GOOD)
 sys.stdin.buffer.read(1)
 {said}
@@ -226,10 +226,10 @@ import time; time.sleep(60)
     [
         "sys.stdout.buffer.write(frame(b'\\xc1')); sys.stdout.buffer.flush()",
         "say('piece', 1, 'text')",
-        "say('piece', 1, b'text', 1)",
-        "say('piece', 1, 'x' * 70_000, 1)",
-        "say('piece', 1, 'text', -1)",
-        "say('piece', 'one', 'text', 1)",
+        "say('piece', 1, b'text', 1, [])",
+        "say('piece', 1, 'x' * 70_000, 1, [])",
+        "say('piece', 1, 'text', -1, [])",
+        "say('piece', 'one', 'text', 1, [])",
         "say('data', 1, 'image/png', b'', 1)",
         "say('finished', 1, 'whatever', 1, 1)",
         "say('failed', 1, 9_999, 'no such code')",
@@ -237,7 +237,7 @@ import time; time.sleep(60)
         "say('broken')",
         "say('broken', 'the model, after it was loaded')",
         "say(*GOOD)",
-        "say('loaded', 'x', ['cuda', 5, {}, None], 'y', ['z'])",
+        "say('loaded', 'x', ['cuda', 5, {}, None], 'y', ['z'], [])",
         "sys.stdout.buffer.write(b'\\xff' * 64); sys.stdout.buffer.flush()",
     ],
 )
@@ -263,7 +263,7 @@ lives.write_text(lives.read_text() + "x" if lives.exists() else "x")
 if lives.read_text() == "xx":
     {said}
 else:
-    say("loaded", 512, ["cpu", "fake", 0, 0, 0, ""], 1, [32])
+    say("loaded", 512, ["cpu", "fake", 0, 0, 0, ""], 1, [32], [])
     sys.stdin.buffer.read(1)
     if lives.read_text() == "x":
         sys.exit(1)
@@ -279,9 +279,9 @@ import time; time.sleep(60)
         "say('broken')",
         "say('broken', {'why': 7})",
         "say('loaded')",
-        "say('loaded', 'x', ['cuda', 5, {}, None], 'y', ['z'])",
-        "say('loaded', 512, 7, 1, [32])",
-        "say('loaded', 512, ['cpu', 'fake', 0, 0, 0, ''], 1, None)",
+        "say('loaded', 'x', ['cuda', 5, {}, None], 'y', ['z'], [])",
+        "say('loaded', 512, 7, 1, [32], [])",
+        "say('loaded', 512, ['cpu', 'fake', 0, 0, 0, ''], 1, None, [])",
     ],
 )
 async def test_a_child_that_garbles_its_start_is_started_again(tiny: ModelFolder, tmp_path: Path, said: str) -> None:

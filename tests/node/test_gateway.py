@@ -275,11 +275,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"mtor": {"worker": "nobody"}}, "mtor.worker"),
     ({"mtor": {"realm": "chat"}}, "mtor.realm"),
     ({"mtor": {"deadline_ms": 1}}, "mtor.deadline_ms"),
-    ({"n": 2}, "n"),
+    ({"n": 9}, "n"),
     ({"tools": [{"type": "function"}]}, "tools"),
     ({"functions": [{"name": "f"}]}, "functions"),
-    ({"logprobs": True}, "logprobs"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"top_logprobs": 1}, "top_logprobs"),
+    ({"response_format": {"type": "json"}}, "response_format"),
 ]
 
 

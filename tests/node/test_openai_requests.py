@@ -7,7 +7,9 @@ import pytest
 
 from node.gateway.failures import ApiError
 from node.gateway.openai import Asked, read_chat_request
+from protocol.messages import Tool, Wishes
 from protocol.params import MAX_INTEGER
+from protocol.wishes import NO_WISHES, wishes_of
 
 
 def read(**changes: Any) -> Asked:
@@ -28,16 +30,11 @@ def test_no_seed_leaves_the_choice_to_the_worker() -> None:
 @pytest.mark.parametrize(
     "used",
     [
-        {"tools": [{}]},
         {"functions": [{}]},
-        {"tool_choice": "required"},
         {"function_call": {"name": "f"}},
-        {"top_logprobs": 3},
         {"logit_bias": {"5": 1}},
         {"modalities": ["audio"]},
         {"audio": {}},
-        {"n": 2},
-        {"response_format": {"type": "json_object"}},
     ],
 )
 def test_what_no_model_here_can_do_is_refused_by_name(used: dict[str, Any]) -> None:
@@ -47,9 +44,49 @@ def test_what_no_model_here_can_do_is_refused_by_name(used: dict[str, Any]) -> N
     assert refused.value.param == next(iter(used))
 
 
-@pytest.mark.parametrize("harmless", [{"tool_choice": "none"}, {"modalities": ["text"]}, {"n": 1}, {"unknown": 1}])
+TOOL = {"type": "function", "function": {"name": "clock"}}
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        {"tool_choice": "none"},
+        {"tools": [TOOL], "tool_choice": "none"},
+        {"tools": [], "parallel_tool_calls": False},
+        {"response_format": {"type": "text"}},
+        {"logprobs": False},
+        {"modalities": ["text"]},
+        {"n": 1},
+        {"unknown": 1},
+    ],
+)
 def test_what_asks_for_nothing_more_is_taken(harmless: dict[str, Any]) -> None:
     assert read(**harmless).model == "auto"
+    assert wishes_of(read(**harmless).question.request) is NO_WISHES
+
+
+def test_wishes_travel() -> None:
+    def wished(**changes: Any) -> Wishes:
+        return wishes_of(read(**changes).question.request)
+
+    clock, other = Tool("clock", "", ""), {"type": "function", "function": {"name": "other", "description": "x"}}
+    assert wished(tools=[TOOL]) == Wishes(tools=(clock,))
+    assert wished(tools=[TOOL], tool_choice="required") == Wishes(tools=(clock,), must_call=1)
+    named = {"type": "function", "function": {"name": "clock"}}
+    assert wished(tools=[TOOL, other], tool_choice=named) == Wishes(tools=(clock,), must_call=1, one_call=1)
+    assert wished(tools=[TOOL], parallel_tool_calls=False) == Wishes(tools=(clock,), one_call=1)
+    assert wished(logprobs=True) == Wishes(logprobs=1)
+    assert wished(logprobs=True, top_logprobs=20) == Wishes(logprobs=1, likeliest=20)
+    assert wished(response_format={"type": "json_object"}) == Wishes(schema='{"type":"object"}')
+    schema = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object", "title": "é"}}}
+    assert wished(response_format=schema) == Wishes(schema='{"type":"object","title":"é"}')
+
+
+def test_each_choice_is_a_query_with_a_seed_of_its_own() -> None:
+    asked = read(n=3, seed=MAX_INTEGER)
+    assert [question.request.seed for question in asked.questions] == [MAX_INTEGER, MAX_INTEGER, 1]
+    assert len({question.query_id for question in asked.questions}) == 3
+    assert [question.request.seed for question in read(n=2).questions] == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +95,8 @@ def test_what_asks_for_nothing_more_is_taken(harmless: dict[str, Any]) -> None:
         ({"role": "user"}, "messages.0.content"),
         ({"role": "user", "content": [{"type": "text"}]}, "messages.0.content.0.text"),
         ({"role": "user", "content": [{"type": "image_url"}]}, "messages.0.content.0"),
-        ({"role": "assistant", "content": "", "tool_calls": [{}]}, "messages.0.tool_calls"),
+        ({"role": "assistant", "content": "", "tool_calls": [{}]}, "messages.0.tool_calls.0.id"),
+        ({"role": "assistant", "content": "", "function_call": {"name": "f"}}, "messages.0.function_call"),
     ],
 )
 def test_a_message_that_is_not_all_text_is_refused_at_its_place(message: dict[str, Any], param: str) -> None:
