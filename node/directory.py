@@ -8,7 +8,7 @@ are kept apart.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -38,7 +38,7 @@ UNREACHABLE_PAUSE_MS = 10 * SECONDS
 class Directory:
     """Offers by node, experience by (node, model)."""
 
-    def __init__(self, local: NodeId, clock: Callable[[], int], blocked: frozenset[NodeId] = frozenset()) -> None:
+    def __init__(self, local: NodeId, clock: Callable[[], int], blocked: Container[NodeId] = frozenset()) -> None:
         self._local = local
         self._clock = clock
         self._blocked = blocked
@@ -62,6 +62,10 @@ class Directory:
             return Verdict.IGNORE
         self._keep(offer)
         return Verdict.ACCEPT
+
+    def forget(self, node: NodeId) -> None:
+        """It is no longer a candidate."""
+        self._offers.pop(node, None)
 
     def set_own(self, own: KnownOffer) -> None:
         """Replace this node's own offer: it is one more candidate."""

@@ -11,7 +11,7 @@ import ipaddress
 import logging
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Container, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -85,7 +85,7 @@ class Libp2pNetwork:
         gossip: bool = True,
         dht: bool = True,
         max_connections: int = 200,
-        blocked: Iterable[NodeId] = (),
+        blocked: Container[NodeId] = (),
     ) -> None:
         libp2p_fixes.apply()
         self._seed = seed
@@ -96,7 +96,7 @@ class Libp2pNetwork:
         self._use_gossip = gossip
         self._use_dht = dht
         self._max_connections = max_connections
-        self._blocked = frozenset(blocked)
+        self._blocked = blocked  # asked whenever it matters: who is in it may change
         self._handlers: dict[str, StreamHandler] = {}
         self._topics: dict[str, list[_Reader]] = {}
         self._addresses: tuple[str, ...] = ()
@@ -195,6 +195,14 @@ class Libp2pNetwork:
         await _bounded(OPEN_TIMEOUT, f"dialling {address}", self._ensure_connection(node, (address,)))
         return node
 
+    async def disconnect(self, node: NodeId) -> None:
+        """Close all connections to a node; streams on them are reset. Never raises."""
+        if self._host is None:
+            return
+        async with trio.open_nursery() as nursery:
+            for connection in self._host.get_network().get_connections(_libp2p_id(node)):
+                nursery.start_soon(_farewell, connection.close)
+
     async def _ensure_connection(self, node: NodeId, addresses: Sequence[str]) -> Any:
         """A live connection to `node`: the one there is, or a new one. One dial a peer at a time."""
         self._refuse(node)
@@ -208,7 +216,7 @@ class Libp2pNetwork:
         if node == self._node:
             raise NetworkError("a node does not dial itself")
         if node in self._blocked:
-            raise NetworkError(f"{peer_id(node)} is blocked here; see blocked_peers in realms.yml")
+            raise NetworkError(f"{peer_id(node)} is blocked here; `mtor peers unblock` ends that")
 
     @asynccontextmanager
     async def _turn(self, node: NodeId) -> AsyncGenerator[None, None]:
@@ -311,6 +319,9 @@ class Libp2pNetwork:
     async def _accept(self, raw: Any) -> None:
         """An inbound stream. Its end, good or bad, is the end of this stream alone."""
         stream = _Libp2pStream(raw, _node_id(raw.muxed_conn.peer_id))
+        if stream.peer in self._blocked:
+            await stream.reset()
+            return
         protocol = str(raw.get_protocol())
         try:
             await self._handlers[protocol](stream)
@@ -379,7 +390,7 @@ class Libp2pNetwork:
             eclipse_protection_enabled=False,  # it wants three IP addresses; a home network has one
             max_messages_per_topic_per_second=GOSSIP_RATE,
         )
-        pubsub = _JudgingPubsub(host, router, self._judge)
+        pubsub = _JudgingPubsub(host, router, self._judge, self._blocked)
         try:
             async with background_trio_service(pubsub), background_trio_service(router):
                 await pubsub.wait_until_ready()
@@ -549,9 +560,12 @@ class _Libp2pStream:
 class _JudgingPubsub(Pubsub):
     """Pubsub whose topics tell IGNORE from REJECT: libp2p's validators return a bool, and False punishes."""
 
-    def __init__(self, host: Any, router: Any, judge: Callable[[Sequence[str], bytes], Verdict]) -> None:
+    def __init__(
+        self, host: Any, router: Any, judge: Callable[[Sequence[str], bytes], Verdict], blocked: Container[NodeId]
+    ) -> None:
         super().__init__(host, router, strict_signing=True, max_inbound_rpc_size=params.MAX_FRAME_BYTES)
         self._judge = judge
+        self._blocked = blocked
         self._inbound: set[Any] = set()
 
     async def stream_handler(self, stream: Any) -> None:
@@ -579,6 +593,10 @@ class _JudgingPubsub(Pubsub):
 
     def _accepts(self, forwarder: ID, msg: Any) -> bool:
         if self._is_msg_seen(msg) or self.is_peer_blacklisted(forwarder) or ID(msg.from_id) == self.my_id:
+            return False
+        author = ID(msg.from_id)
+        if _is_node(author) and _node_id(author) in self._blocked:
+            self._mark_msg_seen(msg)
             return False
         signed = signature_validator(msg)
         verdict = self._judge(list(msg.topicIDs), msg.data) if signed else Verdict.REJECT
@@ -645,7 +663,7 @@ def _new_host(
     return host
 
 
-def _guard_upgrades(host: Any, blocked: frozenset[NodeId]) -> None:
+def _guard_upgrades(host: Any, blocked: Container[NodeId]) -> None:
     """After the handshake, before anything else: no blocked peers, and none whose key is not Ed25519."""
     upgrader = host.get_network().upgrader
     upgrade = upgrader.upgrade_security

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Container, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -117,6 +117,10 @@ class MemoryHub:
         """The connection between two nodes."""
         return self._links.get(frozenset((one, other)))
 
+    def part(self, one: NodeId, other: NodeId) -> None:
+        """End the connection between two nodes; they may meet again."""
+        self._drop(frozenset((one, other)))
+
     def neighbours(self, node: NodeId) -> tuple[MemoryNetwork, ...]:
         """Connected nodes that are not stalled."""
         ids = [link.other(node) for link in self.links(node)]
@@ -129,7 +133,7 @@ class MemoryHub:
         while senders:
             sender = senders.popleft()
             for network in self.neighbours(sender):
-                if network.node in seen:
+                if network.node in seen or origin in network.blocked:
                     continue
                 verdict = network.judge(topic, data)
                 if verdict is Verdict.REJECT:
@@ -242,7 +246,7 @@ class MemoryNetwork:
         node: NodeId,
         rules: RecordRules = ANY_RECORD,
         *,
-        blocked: frozenset[NodeId] | set[NodeId] = frozenset(),
+        blocked: Container[NodeId] = frozenset(),
     ) -> None:
         self.blocked = blocked
         self._hub = hub
@@ -297,6 +301,11 @@ class MemoryNetwork:
             raise NetworkError(f"{address} does not end in /p2p/<peer id>") from error
         await self._hub.dial(self._node, target)
         return target
+
+    async def disconnect(self, node: NodeId) -> None:
+        """Close the connection to a node; streams on it are reset."""
+        await self._hub.awake(self._node)
+        self._hub.part(self._node, node)
 
     async def open_stream(self, peer: NodeId, protocol: str, addresses: Sequence[str] = ()) -> Stream:
         """A new stream. Raises `NetworkError` if the peer is gone, silent, or does not serve `protocol`."""

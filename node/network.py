@@ -74,6 +74,9 @@ class Network(Protocol):
     async def connect(self, address: str) -> NodeId:
         """Dial a multiaddress that ends in /p2p/<peer id>. Raises `NetworkError`."""
 
+    async def disconnect(self, node: NodeId) -> None:
+        """Close all connections to a node; streams on them are reset. Never raises."""
+
     async def open_stream(self, peer: NodeId, protocol: str, addresses: Sequence[str] = ()) -> Stream:
         """Open a stream, dialling `addresses` first if not connected. Raises `NetworkError`."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -44,7 +44,7 @@ RULES = RecordRules(valid=valid, newest=lambda key, values: newest(key, tuple(va
 class World(Protocol):
     """A place where networks of one kind meet."""
 
-    async def node(self, number: int, blocked: frozenset[NodeId] = frozenset()) -> Network:
+    async def node(self, number: int, blocked: Container[NodeId] = frozenset()) -> Network:
         """A running network with a fixed identity."""
 
     def dead_address(self) -> str:
@@ -64,7 +64,7 @@ class MemoryWorld:
         self._nursery = nursery
         self._hub = MemoryHub(connected=False)
 
-    async def node(self, number: int, blocked: frozenset[NodeId] = frozenset()) -> Network:
+    async def node(self, number: int, blocked: Container[NodeId] = frozenset()) -> Network:
         network = MemoryNetwork(self._hub, node_of(number), RULES, blocked=blocked)
         await self._nursery.start(network.run)
         return network
@@ -77,7 +77,7 @@ class Libp2pWorld:
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
 
-    async def node(self, number: int, blocked: frozenset[NodeId] = frozenset()) -> Network:
+    async def node(self, number: int, blocked: Container[NodeId] = frozenset()) -> Network:
         network = Libp2pNetwork(seed(number), RULES, listen=["/ip4/127.0.0.1/tcp/0"], blocked=blocked)
         await self._nursery.start(network.run)
         return network
@@ -174,6 +174,41 @@ async def test_another_identity_than_dialled_is_an_error(world: World) -> None:
     with pytest.raises(NetworkError):
         await one.connect(lie)
     assert node_of(99) not in [peer.node for peer in one.peers()]
+
+
+async def test_who_is_blocked_may_change_at_any_time(world: World) -> None:
+    blocked: set[NodeId] = set()
+    one, other = await world.node(1, blocked), await world.node(2)
+    one.serve(ECHO, echo)
+    other.serve(ECHO, echo)
+    stream = await other.open_stream(one.node, ECHO, one.addresses())
+    await stream.send(b"first")
+    assert await stream.receive() == b"first"
+    blocked.add(other.node)
+    await one.disconnect(other.node)
+    assert one.peers() == ()
+    with pytest.raises(NetworkError):
+        await stream.send(b"second")
+        if not await stream.receive():
+            raise NetworkError("nothing came")
+    for asking, asked in ((one, other), (other, one)):
+        with pytest.raises(NetworkError):
+            lost = await asking.open_stream(asked.node, ECHO, asked.addresses())
+            await lost.send(b"third")
+            if not await lost.receive():
+                raise NetworkError("nothing came")
+    blocked.clear()
+    for asking, asked in ((one, other), (other, one)):
+        again = await asking.open_stream(asked.node, ECHO, asked.addresses())
+        await again.send(b"fourth")
+        assert await again.receive() == b"fourth"
+
+
+async def test_disconnecting_from_who_is_not_connected_does_nothing(world: World) -> None:
+    one = await world.node(1)
+    await one.disconnect(node_of(99))
+    await one.disconnect(one.node)
+    assert one.peers() == ()
 
 
 async def test_a_blocked_peer_gets_no_stream_in_either_direction(world: World) -> None:
@@ -526,6 +561,23 @@ async def test_after_leaving_a_topic_nothing_is_checked(pair: tuple[Network, Net
         await one.publish(TOPIC, b"out %d" % number)
     await trio.sleep(0.3)
     assert len(seen) == before
+
+
+async def test_what_a_blocked_node_says_is_not_heard_through_others(world: World, subscriber: Subscriber) -> None:
+    blocked: set[NodeId] = set()
+    one, between, other = await world.node(1, blocked), await world.node(2), await world.node(3)
+    seen: list[bytes] = []
+    for network in (one, between, other):
+        await subscriber(network, collector({}, seen if network is one else []), [])
+    await one.connect(between.addresses()[0])
+    await other.connect(between.addresses()[0])
+    await publish_until(other, TOPIC, b"before", lambda: bool(seen))
+    blocked.add(other.node)
+    await other.publish(TOPIC, b"blocked")
+    await publish_until(between, TOPIC, b"between", lambda: any(data.startswith(b"between") for data in seen))
+    assert b"blocked" not in seen
+    blocked.clear()
+    await publish_until(other, TOPIC, b"after", lambda: any(data.startswith(b"after") for data in seen))
 
 
 # --- the DHT ------------------------------------------------------------------------------------------
