@@ -125,8 +125,9 @@ def _add_node(
     page.add_argument("--print", dest="show", action="store_true", help="print the link (one use, ten minutes)")
     _verb(verbs, "stop", "nodes:stop", "end the running node", common)
     _verb(verbs, "status", "nodes:status", "what runs here, and what is wrong", reading)
-    _verb(verbs, "peers", "nodes:peers", "the nodes that are known, and how they did for us", reading)
+    _add_peers(verbs, reading)
     _verb(verbs, "realms", "nodes:realms", "what is on offer, here and elsewhere", reading)
+    _add_serving(verbs, reading)
     pause = _verb(verbs, "pause", "owner:pause", "step aside: no queries, no models on the cards", reading)
     pause.add_argument("--for", dest="duration", metavar="TIME", help="like 45m, 2h, 1h30m (default: until resume)")
     resume = _verb(verbs, "resume", "owner:resume", "serve again", reading)
@@ -134,6 +135,34 @@ def _add_node(
     hardware = _verb(verbs, "hardware", "owner:hardware", "cards, what uses them, what is loaded, what fits", reading)
     _add_config_flags(hardware)
     _verb(verbs, "id", "nodes:show_id", "this node's peer id", reading)
+
+
+def _add_peers(verbs: argparse._SubParsersAction[argparse.ArgumentParser], reading: argparse.ArgumentParser) -> None:
+    peers = _verb(verbs, "peers", "nodes:peers", "the nodes that are known, and how they did for us", reading)
+    more = peers.add_subparsers(title="verbs", metavar="VERB")
+    again = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)  # what stood before stays
+    again.add_argument("--data", type=Path, help="data folder")
+    again.add_argument("--json", action="store_true", help="print one JSON value")
+    block = _verb(more, "block", "peers:block", "refuse a peer from now on", again)
+    block.add_argument("peer", help="its peer id, or the end of it as `mtor peers` shows it")
+    block.add_argument("--reason", default="", help="for yourself; it is never sent")
+    unblock = _verb(more, "unblock", "peers:unblock", "let a peer in again", again)
+    unblock.add_argument("peer", help="its peer id, or the end of it")
+    _verb(more, "blocked", "peers:blocked", "who is refused, why and since when", again)
+
+
+def _add_serving(verbs: argparse._SubParsersAction[argparse.ArgumentParser], reading: argparse.ArgumentParser) -> None:
+    serve = _verb(verbs, "serve", "serving:serve", "serve a model on the running node", reading)
+    serve.add_argument("--slots", type=int, help="queries answered at once")
+    serve.add_argument("--device", choices=("auto", "cpu", "cuda"), help="where it runs (default: auto)")
+    serve.add_argument("--price-in", type=int, metavar="MICRO", help="µcredits for 1,000 units of question")
+    serve.add_argument("--price-out", type=int, metavar="MICRO", help="µcredits for 1,000 units of answer")
+    unserve = _verb(verbs, "unserve", "serving:unserve", "serve a model no longer; what runs may end", reading)
+    for verb in (serve, unserve):
+        verb.add_argument("model", help="a name from `mtor models list`, or the path of a folder")
+        verb.add_argument("--realm", default="", help="a realm's name (default: what the model is made for)")
+        verb.add_argument("--once", action="store_true", help="until the node ends: realms.yml is not changed")
+    _verb(verbs, "workers", "serving:workers", "models of servers beside the node, and how they do", reading)
 
 
 def _add_asking(verbs: argparse._SubParsersAction[argparse.ArgumentParser], reading: argparse.ArgumentParser) -> None:
@@ -338,6 +367,10 @@ def _add_setup(verbs: argparse._SubParsersAction[argparse.ArgumentParser], readi
     config = _group(verbs, "config", "the configuration, realms.yml")
     for name, text in (("check", "find mistakes, with line and column"), ("show", "the values in force")):
         _add_config_flags(_verb(config, name, f"setup:config_{name}", text, reading))
+    change = _verb(config, "set", "setup:config_set", "change a setting, at once where that is possible", reading)
+    _add_config_flags(change)
+    change.add_argument("key", help="like log.level; `mtor config show` has all")
+    change.add_argument("value", help="as in YAML: 10, true, text, [a, b]")
     doctor = _verb(verbs, "doctor", "setup:doctor", "look for what is wrong, and say how to mend it", reading)
     _add_config_flags(doctor)
     demo = _verb(verbs, "demo", "setup:demo", "three nodes here, two questions, one killed worker, one ledger", reading)

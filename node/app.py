@@ -12,20 +12,24 @@ import os
 import random
 import signal
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from node.announcer import Announcer
 from node.asked_queries import WatchedAnswers
+from node.blocking import Blocked, BlockList
 from node.bookkeeper import LedgerDamaged, Settings
 from node.bootstrap import BootstrapError, BootstrapKeeper, BootstrapPeer, parse_bootstrap_address, read_bootstrap_file
 from node.clock import now_ms
 from node.config import NodeConfig, RealmSection
+from node.config_keeper import ConfigKeeper
+from node.config_operations import Apply
 from node.directory import Directory
 from node.engines.process import EngineStartError, ModelFolder
 from node.facts import NodeFacts
@@ -38,7 +42,7 @@ from node.gateway.ports import FederationFacts
 from node.identity import IdentityError, load_or_create_identity
 from node.ledger_service import LedgerService, open_bookkeeper
 from node.libp2p_host import Libp2pNetwork
-from node.logs import start_logging
+from node.logs import set_level, start_logging
 from node.loopback import loopback_pair
 from node.measures import Measures
 from node.models import ModelError, ModelStore
@@ -46,7 +50,7 @@ from node.network import NetworkError, RecordRules, Stream
 from node.nurseries import one_error
 from node.operator import NodeOperations, Parts
 from node.outer_workers import OuterWorkers
-from node.paths import DataFolderError, exclusive, models_folder
+from node.paths import DataFolderError, config_file, exclusive, models_folder
 from node.requester import Requester
 from node.router import Router
 from node.services import Services
@@ -87,6 +91,8 @@ class Launch:
 
     data: Path
     bootstrap: tuple[str, ...] = ()  # more peers, for this run
+    config: Path | None = None  # the file of the configuration; None: the one in the data folder
+    flags: Mapping[str, Any] = field(default_factory=dict)  # what stood above the file, in its shape
 
 
 def run_node(config: NodeConfig, launch: Launch) -> int:
@@ -110,7 +116,7 @@ class Node:
     def __init__(self, config: NodeConfig, launch: Launch) -> None:
         data = launch.data
         identity = load_or_create_identity(data)
-        blocked = frozenset(parse_peer_id(text) for text in config.blocked_peers)
+        blocked = BlockList(Blocked(parse_peer_id(each.node), each.reason, each.since) for each in config.blocked_peers)
         self._config = config
         self._models = ModelStore(models_folder(data))
         served = [_resolved(section, self._models.find(section.model)) for section in config.local_models]
@@ -153,11 +159,11 @@ class Node:
             witnesses=self._bookkeeper.genesis.witnesses,
         )
         requester = Requester(identity.node, self._open_stream, self._bookkeeper, now_ms)
-        backups = {RealmId(realm): tuple(map(RealmId, names)) for realm, names in config.backup.items()}
-        router = Router(self._directory, requester, self._announcer.seek_now, self._serving.hint, backups, measures)
+        seek, hint = self._announcer.seek_now, self._serving.hint
+        self._router = Router(self._directory, requester, seek, hint, _backups(config), measures)
         operations = NodeOperations(
             Parts(
-                config,
+                ConfigKeeper(config_file(data, launch.config), config, launch.flags),
                 self._network,
                 self._bootstrap,
                 self._directory,
@@ -165,9 +171,10 @@ class Node:
                 self._bookkeeper,
                 self._ledger,
                 self._models,
-                self._serving.guard,
-                self._serving.residency,
-                self._serving.cards,
+                self._serving,
+                self._outer,
+                blocked,
+                self._live(),
                 measures,
                 self._stop_soon,
                 self._problems,
@@ -192,7 +199,7 @@ class Node:
             lambda: self._serving.guard.state,
             figures,
         )
-        self._gateway = Gateway(config.gateway, data, WatchedAnswers(router, measures), operations, facts)
+        self._gateway = Gateway(config.gateway, data, WatchedAnswers(self._router, measures), operations, facts)
         self._scope = trio.CancelScope()
         self._local: trio.Nursery | None = None
 
@@ -257,6 +264,29 @@ class Node:
         await trio.sleep(seconds)
         self.stop()
 
+    def _live(self) -> dict[str, Apply]:
+        """What puts a setting in force without a restart."""
+
+        def free(config: NodeConfig) -> None:
+            self._worker.free = config.free
+            self._services.free = config.free.tokens_per_day > 0
+
+        def idle(config: NodeConfig) -> None:
+            self._serving.residency.idle_unload_seconds = config.hardware.idle_unload_seconds
+
+        def backup(config: NodeConfig) -> None:
+            self._router.backups = _backups(config)
+
+        return {
+            "backup": backup,
+            "free.tokens_per_day": free,
+            "free.total_tokens_per_day": free,
+            "gateway.max_concurrent": lambda config: self._gateway.admit(config.gateway.max_concurrent),
+            "hardware.idle_unload_seconds": idle,
+            "log.level": lambda config: set_level(config.log.level),
+            "node.name": lambda config: None,  # it is read where it is shown
+        }
+
     def _problems(self) -> tuple[str, ...]:
         """What is wrong now, with the fix."""
         problems = self._serving.problems() + self._outer.problems()
@@ -265,6 +295,10 @@ class Node:
         if state.known and not state.reachable:
             problems.append(f"no bootstrap peer can be reached (last error: {state.last_error}); see `mtor doctor`")
         return tuple(problems)
+
+
+def _backups(config: NodeConfig) -> dict[RealmId, tuple[RealmId, ...]]:
+    return {RealmId(realm): tuple(map(RealmId, names)) for realm, names in config.backup.items()}
 
 
 def _resolved(section: RealmSection, folder: ModelFolder) -> tuple[RealmSection, ModelFolder]:

@@ -472,6 +472,10 @@ class Bookkeeper:
         now = self._clock()
         await self._writer.commit(lambda draft: free_quota.use(draft, peer, tokens, per_peer_limit, total_limit, now))
 
+    def free_used(self) -> int:
+        """Tokens given for nothing today (UTC), to all peers together."""
+        return free_quota.used(self._store, self._clock())
+
     async def free_left(self, peer: NodeId, per_peer_limit: int, total_limit: int) -> int:
         """Tokens that `peer` may still have for nothing today."""
         return free_quota.left(self._store, peer, per_peer_limit, total_limit, self._clock())

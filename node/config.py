@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, model_validator
 
 Engine = Literal[
     "auto",
@@ -187,6 +187,19 @@ class LogSection(Section):
     files: int = Field(3, ge=1, le=100, description="Rotated files kept.")
 
 
+class BlockedPeer(Section):
+    """A peer that is refused. A peer id alone will do."""
+
+    node: str = Field(..., description="Its peer id.")
+    reason: str = Field("", description="Why, for the owner; never sent.")
+    since: str = Field("", description="When it was blocked, UTC.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_text(cls, value: Any) -> Any:
+        return {"node": value} if isinstance(value, str) else value
+
+
 class NodeConfig(Section):
     """All of `realms.yml`."""
 
@@ -203,7 +216,7 @@ class NodeConfig(Section):
     backup: dict[str, tuple[str, ...]] = Field(
         {}, description="Realms that stand in for another while nobody there can answer, in order."
     )
-    blocked_peers: tuple[str, ...] = Field((), description="Peer ids that are refused.")
+    blocked_peers: tuple[BlockedPeer, ...] = Field((), description="Peer ids that are refused.")
 
     @property
     def local_models(self) -> tuple[RealmSection, ...]:

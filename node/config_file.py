@@ -84,11 +84,22 @@ def read_config(
     """`load_config`, and where each value comes from. Raises `ConfigError`."""
     if must_exist and not path.exists():
         raise ConfigError(f"{path} does not exist; correct --config, or leave it out")
-    tree, marks = _read(path) if path.exists() else ({}, {})
+    return parse_config(path, read_text(path), environment, overrides)
+
+
+def parse_config(
+    path: Path,
+    text: str,
+    environment: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    named: str = COMMAND_LINE,
+) -> tuple[NodeConfig, Sources]:
+    """What a text means as the file's; `named` is whose mistakes those in `overrides` are. Raises `ConfigError`."""
+    tree, marks = parse_tree(path, text)
     _anchor(tree, path.absolute().parent)
-    variables, names = _from_environment(os.environ if environment is None else environment)
-    flags = dict(overrides or {})
-    sources = Sources(path, marks, names | dict.fromkeys(_leaves(flags), COMMAND_LINE))
+    environment, flags = os.environ if environment is None else environment, dict(overrides or {})
+    variables, _ = _from_environment(environment)
+    sources = Sources(path, marks, set_above(environment, flags, named))
     _merge(tree, variables)
     _merge(tree, flags)
     try:
@@ -97,6 +108,13 @@ def read_config(
         raise ConfigError("\n".join(_explain(sources, dict(one)) for one in error.errors())) from None
     _check_names(sources, config)
     return config, sources
+
+
+def set_above(
+    environment: Mapping[str, str], overrides: Mapping[str, Any], named: str = COMMAND_LINE
+) -> dict[Path_, str]:
+    """What is set above the file, and by which variable or by `named`. Raises `ConfigError`."""
+    return _from_environment(environment)[1] | dict.fromkeys(_leaves(overrides), named)
 
 
 def _leaves(tree: Mapping[str, Any]) -> list[Path_]:
@@ -123,21 +141,24 @@ def _anchor(tree: dict[str, Any], folder: Path) -> None:
                 section[key] = str(folder / Path(value).expanduser())
 
 
-def _read(path: Path) -> tuple[dict[str, Any], Marks]:
+def read_text(path: Path) -> str:
+    """The file as it is, line ends included; "" if there is none. Raises `ConfigError`."""
+    if not path.exists():
+        return ""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as text: {error}") from None
+
+
+def parse_tree(path: Path, text: str) -> tuple[dict[str, Any], Marks]:
+    """The text as plain values, nothing checked but the form; and where each stands. Raises `ConfigError`."""
     marks: Marks = {}
+    root = compose(path, text)
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
         tree = None if root is None else _plain(path, root, (), marks)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        raise ConfigError(f"{path}{where}: not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+        raise _not_yaml(path, error) from None
     except RecursionError:
         raise ConfigError(f"{path}: nested too deeply, or an alias stands in what it names") from None
     if tree is None:
@@ -147,6 +168,24 @@ def _read(path: Path) -> tuple[dict[str, Any], Marks]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}:1:1: the file is a mapping, with keys like `realms:` and `gateway:`")
     return tree, marks
+
+
+def compose(path: Path, text: str) -> yaml.Node | None:
+    """The text as YAML's nodes, which know where they stand; None if there is nothing in it. Raises `ConfigError`."""
+    try:
+        return yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        raise _not_yaml(path, error) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply, or an alias stands in what it names") from None
+
+
+def _not_yaml(path: Path, error: yaml.MarkedYAMLError) -> ConfigError:
+    mark = error.problem_mark or error.context_mark
+    where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+    return ConfigError(f"{path}{where}: not valid YAML: {error.problem}")
 
 
 def _plain(path: Path, node: yaml.Node, at: Path_, marks: Marks) -> Any:
@@ -278,7 +317,7 @@ def _check_names(sources: Sources, config: NodeConfig) -> None:
                 raise ConfigError(f"{sources.place(('backup', realm))}: {problem}")
     for index, peer in enumerate(config.blocked_peers):
         try:
-            parse_peer_id(peer)
+            parse_peer_id(peer.node)
         except Malformed as error:
             raise ConfigError(f"{sources.place(('blocked_peers', index))}: {error}") from None
     for index, hours in enumerate(config.guard.pause):

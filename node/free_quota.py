@@ -22,6 +22,11 @@ def left(reader: Reader, peer: NodeId, per_peer: int, total: int, now_ms: int) -
     return max(0, min(per_peer - read_number(reader, day + peer), total - read_number(reader, day)))
 
 
+def used(reader: Reader, now_ms: int) -> int:
+    """Tokens that all peers together had today."""
+    return read_number(reader, quota_day(now_ms))
+
+
 def use(draft: Draft, peer: NodeId, tokens: int, per_peer: int, total: int, now_ms: int) -> None:
     """Count `tokens`. Raises `Refused` (QUOTA_EXCEEDED), and counts nothing then."""
     if tokens > left(draft, peer, per_peer, total, now_ms):

@@ -96,6 +96,11 @@ def log_folder(data: Path) -> Path:
     return data / "logs"
 
 
+def set_level(level: str) -> None:
+    """What this node's own parts log from now on."""
+    logging.getLogger("mtor").setLevel(level.upper())
+
+
 def start_logging(config: LogSection, data: Path) -> None:
     """Log to the data folder and to stderr from now on."""
     folder = log_folder(data)
@@ -112,6 +117,6 @@ def start_logging(config: LogSection, data: Path) -> None:
         handler.addFilter(Discretion())
         root.addHandler(handler)
     root.setLevel(logging.WARNING)
-    logging.getLogger("mtor").setLevel(config.level.upper())
+    set_level(config.level)
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.CRITICAL)

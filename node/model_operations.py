@@ -56,7 +56,7 @@ class ModelOperations:
     async def remove(self, model: str) -> Json:
         """Remove a model that is not being served."""
         if self._in_use(model):
-            raise OperationFailed(f"{model} is being served; take it out of realms.yml and restart first")
+            raise OperationFailed(f"{model} is being served; stop that first: `mtor unserve {model}`")
         await trio.to_thread.run_sync(self._store.remove, model)
         return {"removed": model}
 

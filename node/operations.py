@@ -35,8 +35,15 @@ class Operations(Protocol):
 
 OPERATIONS: dict[str, str] = {
     "status": "{}: node, version, federation, balance, realms with slots and queue, peers, uptime",
+    "peers.block": "{peer, reason?}: refuse a peer from now on: no connection, stream, gossip or offer of it",
+    "peers.unblock": "{peer}: refuse it no longer",
+    "peers.blocked": "{}: who is blocked, why and since when",
     "peers": "{}: known nodes: petname, connected, realms, models, price, own experience with them",
     "realms": "{}: realms on offer here and elsewhere",
+    "serving.stop": "{model, realm?, keep?}: serve it no longer; what runs may end; keep=true: also after a restart",
+    "workers.list": "{}: models of servers beside the node: ready, queue, answered, failed, last error",
+    "config.show": "{}: every setting with value, default, description, kind, and whether it changes without a restart",
+    "config.set": "{key, value}: check a setting, write it to realms.yml, and put it in force where that is possible",
     "models.list": "{}: models that can be pulled or are here, with size and licence; unfinished downloads",
     "models.show": "{model}: licence, limits, source, files with digests, card, and whether it fits this machine",
     "models.look": "{model}: hf:OWNER/NAME…: licence, card, commit and size, to agree to before a pull",
@@ -80,6 +87,8 @@ GATEWAY_OPERATIONS: dict[str, str] = {  # what the HTTP side itself answers, on 
 STREAMED: dict[str, str] = {
     "models.pull": "{model, name?, sha256?, agreed?}: fetch, verify and convert; progress objects {step, done_bytes, "
     "total_bytes}. An address needs sha256; a hub's model the commit whose licence was agreed to",
+    "serving.start": "{model, realm?, slots?, device?, price_in?, price_out?, keep?}: load a model and serve it; steps "
+    "looking, waiting, loading, ready; keep=true writes it into realms.yml",
     "models.verify": "{model?}: read all files and compare digests; `checked` comes last",
     "ledger.lines": "{account?}: every line of a balance's sum, some in each object's `lines`",
     "ledger.verifying": "{signatures?}: like ledger.verify, with progress; `report` comes last",

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from node.blocking import BlockList
 from node.bookkeeper import Bookkeeper
 from node.bootstrap import BootstrapKeeper
-from node.cards import Cards
-from node.config import NodeConfig
+from node.config_keeper import ConfigKeeper
+from node.config_operations import Apply, ConfigOperations
 from node.directory import Directory
-from node.gameguard import GameGuard, guard_facts
+from node.gameguard import guard_facts
 from node.ledger_actions import LedgerActions
 from node.ledger_operations import LedgerOperations
 from node.ledger_service import LedgerService
@@ -36,9 +37,12 @@ from node.operations import (
     dispatch,
     dispatch_stream,
 )
+from node.outer_workers import OuterWorkers
 from node.owner_operations import OwnerOperations
-from node.residency import Residency
-from node.services import Services
+from node.peer_operations import PeerOperations
+from node.services import ModelService, Services
+from node.serving import Serving
+from node.serving_operations import ServingOperations
 from node.version import VERSION
 from protocol.ids import NodeId, peer_id
 from protocol.requests import request_name
@@ -50,7 +54,7 @@ MOST_SHOWN = 64  # running queries in a status
 class Parts:
     """The owners of the state that the operator may look at."""
 
-    config: NodeConfig
+    keeper: ConfigKeeper
     network: Network
     bootstrap: BootstrapKeeper
     directory: Directory
@@ -58,9 +62,10 @@ class Parts:
     bookkeeper: Bookkeeper
     ledger: LedgerService
     models: ModelStore
-    guard: GameGuard
-    residency: Residency
-    cards: Cards
+    serving: Serving
+    workers: OuterWorkers
+    blocked: BlockList
+    live: Mapping[str, Apply]  # settings that can change without a restart
     measures: Measures
     stop: Callable[[], None]
     problems: Callable[[], tuple[str, ...]]  # what is wrong now, in words, with the fix
@@ -73,7 +78,10 @@ class NodeOperations:
         self._parts = parts
         self._began = time.monotonic()
         self._ledger = LedgerOperations(parts.bookkeeper, parts.network.node)
-        self._models = ModelOperations(parts.models, self._in_use)
+        self._models = ModelOperations(parts.models, parts.services.uses)
+        serving, reserve_mib = parts.serving, parts.keeper.in_force.hardware.reserve_mib
+        changes = ServingOperations(serving, parts.services, parts.models, parts.keeper)
+        peers = PeerOperations(parts.network, parts.directory, parts.blocked, parts.keeper, self._is_witness)
         self._methods: dict[str, Method] = {
             "status": self.status,
             "peers": self.peers,
@@ -81,10 +89,14 @@ class NodeOperations:
             **self._models.methods,
             **self._ledger.methods,
             **LedgerActions(parts.bookkeeper, parts.ledger).methods,
-            **OwnerOperations(parts.guard, parts.residency, parts.cards, parts.config.hardware.reserve_mib).methods,
+            **OwnerOperations(serving.guard, serving.residency, serving.cards, reserve_mib).methods,
+            **changes.methods,
+            **peers.methods,
+            **ConfigOperations(parts.keeper, parts.live).methods,
+            "workers.list": self.workers,
             "stop": self.stop,
         }
-        self._streams: dict[str, Streaming] = {**self._models.streams, **self._ledger.streams}
+        self._streams: dict[str, Streaming] = {**self._models.streams, **self._ledger.streams, **changes.streams}
         assert self._methods.keys() == OPERATIONS.keys() and self._streams.keys() == STREAMED.keys()
 
     async def call(self, name: str, arguments: Json) -> Json:
@@ -109,7 +121,7 @@ class NodeOperations:
         peers = parts.network.peers()
         return {
             "node": peer_id(parts.network.node),
-            "name": parts.config.node.name,
+            "name": parts.keeper.in_force.node.name,
             "version": VERSION,
             "python": platform.python_version(),
             "uptime_seconds": round(time.monotonic() - self._began),
@@ -121,11 +133,16 @@ class NodeOperations:
             "bootstrap": asdict(parts.bootstrap.state()),
             "serving": [self._serving(service) for service in parts.services],
             "running": [_running(query) for query in parts.measures.now_running()[:MOST_SHOWN]],
-            "guard": guard_facts(parts.guard.state),
+            "loading": parts.serving.loading(),
+            "free": parts.keeper.in_force.free.model_dump() | {"used_today": parts.bookkeeper.free_used()},
+            "limits": {"max_concurrent": parts.keeper.in_force.gateway.max_concurrent}
+            | {"max_connections": parts.keeper.in_force.node.max_connections},
+            "blocked": len(list(parts.blocked)),
+            "guard": guard_facts(parts.serving.guard.state),
             "problems": list(parts.problems()),
         }
 
-    def _serving(self, service: Any) -> Json:
+    def _serving(self, service: ModelService) -> Json:
         info, stats = service.engine.info, service.engine.stats()
         return {
             "realm": service.section.realm,
@@ -141,6 +158,14 @@ class NodeOperations:
             "tokens_per_second": round(stats.tokens_per_second, 1),
             "memory_mib": stats.memory_mib,
             "restarts": stats.restarts,
+            "engine": service.section.engine,
+            "price_in": service.section.price_in,
+            "price_out": service.section.price_out,
+            "answered": service.tally.answered,
+            "failed": service.tally.failed,
+            "tokens_in": service.tally.units_in,
+            "tokens_out": service.tally.units_out,
+            "last_error": service.tally.last_error,
         }
 
     async def peers(self) -> Json:
@@ -197,9 +222,12 @@ class NodeOperations:
         self._parts.stop()
         return {"stopping": True}
 
-    def _in_use(self, model: str) -> bool:
-        """True if a realm of this node serves the model."""
-        return any(service.engine.info.name == model for service in self._parts.services)
+    async def workers(self) -> Json:
+        """Models of servers that the operator runs beside the node."""
+        return {"workers": self._parts.workers.facts()}
+
+    def _is_witness(self, node: NodeId) -> bool:
+        return node in self._parts.bookkeeper.genesis.witnesses
 
 
 def _running(query: RunningQuery) -> Json:

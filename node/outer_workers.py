@@ -15,8 +15,9 @@ import trio
 from node.config import NodeConfig, RealmSection
 from node.engines.outer.engine import OuterEngine
 from node.engines.outer.serving import OuterModel, outer_engine
+from node.operations import Json
 from node.scheduler import Scheduler
-from node.services import ModelService, Services
+from node.services import LONGEST_REASON, ModelService, Services, Tally
 from protocol.ids import CHAT, IMAGINE
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ class OuterWorkers:
         """Servers that are not used now, and why."""
         return [f"the server of {engine.info.name}: {engine.problem}" for _, engine in self._served if engine.problem]
 
+    def facts(self) -> list[Json]:
+        """Each, with what became of its queries, for the operator."""
+        services = {id(service.engine): service for service in self._services}
+        return [_row(section, engine, services.get(id(engine))) for section, engine in self._served]
+
     async def _begin(self, nursery: trio.Nursery, section: RealmSection, engine: OuterEngine) -> None:
         await nursery.start(engine.run)
         self._services.add(ModelService(section, engine, Scheduler(section.slots, section.queue)))
@@ -68,6 +74,24 @@ class OuterWorkers:
             section.context,
         )
         return outer_engine(model, environment)
+
+
+def _row(section: RealmSection, engine: OuterEngine, service: ModelService | None) -> Json:
+    """`service` is None until the server was asked for the first time."""
+    tally, queue = (service.tally, service.scheduler) if service else (Tally(), None)
+    return {
+        "realm": section.realm,
+        "model": engine.info.name,
+        "engine": section.engine,
+        "url": section.url,
+        "ready": engine.ready,
+        "slots": section.slots,
+        "busy": queue.busy if queue else 0,
+        "queued": queue.queued if queue else 0,
+        "answered": tally.answered,
+        "failed": tally.failed,
+        "last_error": (engine.problem or tally.last_error)[:LONGEST_REASON],
+    }
 
 
 def _placed(section: RealmSection) -> RealmSection:

@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 import trio
@@ -69,9 +70,25 @@ class Gate(Protocol):
         """Refuse all that wait: their turn would not come."""
 
 
+Tell = Callable[["Step", str], None]
+
+
+class Step(Enum):
+    """What becomes of a model that is to be loaded."""
+
+    WAITING = "waiting"
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+
+
+def nobody(step: Step, message: str) -> None:
+    """Who is told when nobody wants to know."""
+
+
 @dataclass(eq=False)
 class Model:
-    """One model of realms.yml."""
+    """One model that this node serves."""
 
     name: str
     need: Need
@@ -85,6 +102,8 @@ class Model:
     load_seconds: float = 0.0
     problem: str = ""  # why it could not be loaded last
     tried_at: float | None = None
+    tell: Tell = nobody  # how its loading goes on
+    leaving: bool = False
 
     @property
     def idle(self) -> bool:
@@ -108,19 +127,20 @@ class Residency:
     ) -> None:
         self._models = {model.name: model for model in models}
         self._look = look
-        self._idle_unload_seconds = idle_unload_seconds
+        self.idle_unload_seconds = idle_unload_seconds  # 0: never
         self._clock = clock
         self._turn_seconds = turn_seconds
         self._changed = trio.Event()
         self._suspended = False
         self._before: list[str] = []  # what was loaded when it was suspended
         self._work: trio.CancelScope | None = None
+        self._bringing: Model | None = None
         self._resting = trio.Event()  # set while no change is under way
         self._resting.set()
 
     @property
     def models(self) -> Sequence[Model]:
-        """All of them, in the order of realms.yml."""
+        """All of them: in the order of realms.yml, then those that came later."""
         return tuple(self._models.values())
 
     @property
@@ -176,6 +196,29 @@ class Residency:
         self._suspended = False
         self.poke()
 
+    def add(self, model: Model) -> None:
+        """One more, to be loaded as soon as there is room; its `tell` says how that goes on. Returns at once."""
+        model.gate.close()
+        self._models[model.name] = model
+        self._before.append(model.name)
+        model.tell(Step.WAITING, "for its turn to be loaded")
+        self.poke()
+
+    async def remove(self, model: Model, drain_seconds: float) -> None:
+        """Unload one for good: what it has begun may end within `drain_seconds`. Its gate lets nobody in by now.
+        Returns when its memory is free."""
+        model.leaving = True
+        self._before = [name for name in self._before if name != model.name]
+        if self._bringing is model and self._work is not None:
+            self._work.cancel()
+            await self._resting.wait()
+        with trio.move_on_after(drain_seconds):
+            while model.gate.busy:
+                await self._wait(LOOK_SECONDS)
+        await self._unload(model)
+        self._models.pop(model.name, None)
+        self.poke()
+
     # --- one change at a time ------------------------------------------------------------------------
 
     async def _change(self) -> None:
@@ -189,17 +232,19 @@ class Residency:
                 if not self._suspended:
                     await self._unload_idle()
         finally:
-            self._work = None
+            self._work = self._bringing = None
             self._resting.set()
 
     def _next(self) -> Model | None:
         """Who is to be loaded: what was loaded before a pause, then who has waited longest for its turn."""
-        before = [self._models[name] for name in self._before]
-        if first := next((model for model in before if not model.ready), None):
+        before = [self._models[name] for name in self._before if name in self._models]
+        if first := next((model for model in before if not (model.ready or model.leaving)), None):
             return first
         now = self._clock()
         waiting = [
-            m for m in self._models.values() if m.gate.queued and not m.ready and not self._resting_after(m, now)
+            m
+            for m in self._models.values()
+            if m.gate.queued and not (m.ready or m.leaving) and not self._resting_after(m, now)
         ]
         return min(waiting, key=lambda model: model.used_at, default=None)
 
@@ -212,6 +257,7 @@ class Residency:
 
     async def _bring(self, model: Model) -> None:
         """Load a model, after those that have to leave for it."""
+        self._bringing = model
         while True:
             placement = plan(model.need, await self._look(self._own()), self._residents())
             if isinstance(placement, DoesNotFit):
@@ -221,9 +267,11 @@ class Residency:
             if not placement.unload:
                 break
             victim = self._models[placement.unload[0]]
+            model.tell(Step.WAITING, f"for the room of {victim.name}, which ends what it has begun")
             await self._end_turn(victim)
             await self._unload(victim)
         log.info("%s", placement.said)
+        model.tell(Step.LOADING, placement.said)
         await self._load(model, placement)
 
     async def _load(self, model: Model, placement: Placement) -> None:
@@ -242,12 +290,14 @@ class Residency:
         model.load_seconds = model.loaded_at - began
         model.ready, model.problem, model.tried_at = True, "", None
         model.gate.open()
+        model.tell(Step.READY, placement.said)
 
     def _failed(self, model: Model, problem: str) -> None:
         if model.problem != problem:
             log.warning("%s", problem)
         model.problem, model.tried_at = problem, self._clock()
         model.gate.turn_away(problem, round(RETRY_SECONDS * 1_000))
+        model.tell(Step.FAILED, problem)
 
     async def _end_turn(self, model: Model) -> None:
         """Wait until a model has had its turn and is idle; its newcomers wait outside then."""
@@ -266,11 +316,11 @@ class Residency:
 
     async def _unload_idle(self) -> None:
         """What nobody has asked for in a while makes room for other programs."""
-        if not self._idle_unload_seconds:
+        if not self.idle_unload_seconds:
             return
         now = self._clock()
-        for model in self._models.values():
-            if model.ready and model.idle and not model.pinned and now - model.used_at >= self._idle_unload_seconds:
+        for model in self.models:
+            if model.ready and model.idle and not model.pinned and now - model.used_at >= self.idle_unload_seconds:
                 log.info("%s is unloaded: nobody asked for it in %.0f s", model.name, now - model.used_at)
                 await self._unload(model)
 

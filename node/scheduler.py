@@ -65,6 +65,7 @@ class Scheduler:
         self._arrivals = 0
         self._answer_ms = float(FIRST_GUESS_MS)
         self._closed = False
+        self._retired: Refused | None = None
 
     @property
     def busy(self) -> int:
@@ -119,6 +120,12 @@ class Scheduler:
         for ticket in list(self._waiting):
             self._evict(ticket, Refused(code, why, retry_after_ms))
 
+    def retire(self, why: str, code: ErrorCode = ErrorCode.NO_SUCH_MODEL) -> None:
+        """For good: refuse all that wait and all that come. Those who run are left alone."""
+        self.close()
+        self._retired = Refused(code, why)
+        self.turn_away(why, 0, code)
+
     @property
     def _may_admit(self) -> bool:
         return not self._closed and len(self._running) < self._slots
@@ -137,6 +144,8 @@ class Scheduler:
         return (self._clock() - ticket.admitted_at) * 1_000
 
     def _enter(self, requester: NodeId, paid: bool, ready: bool) -> Ticket:
+        if self._retired is not None:
+            raise self._retired
         self._arrivals += 1
         ticket = Ticket(requester, paid, self._arrivals, ready, position=len(self._waiting) + 1)
         if not (ready and self._may_admit):

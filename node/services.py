@@ -6,7 +6,7 @@ Rule: one `ModelService` a (realm, model); what it offers to others is derived f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from node.config import RealmSection
 from node.engines.port import Engine
@@ -20,6 +20,29 @@ from protocol.wishes import said_of
 LOADING_RETRY_MS = 3_000  # an engine that (re)starts is asked again after this
 LONGEST_TEXT = 1_024  # tokens, unless the operator says otherwise
 LONGEST = {NUMBERS[ImagineRequest]: 4_096, NUMBERS[SpeakRequest]: 12_000, NUMBERS[TranscribeRequest]: 16_384}
+FINISHED = frozenset({"stop", "length", "tool_calls"})
+FAILED = frozenset(code.name.lower() for code in (ErrorCode.ENGINE_FAILED, ErrorCode.INTERNAL))
+LONGEST_REASON = 300  # characters of an error that are kept
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of a model's queries since the node started."""
+
+    answered: int = 0
+    failed: int = 0  # by the engine's fault or this node's; a query that was refused or cancelled is neither
+    units_in: int = 0
+    units_out: int = 0
+    last_error: str = ""
+
+    def count(self, outcome: str, reason: str, units_in: int, units_out: int) -> None:
+        """One more query has ended: `outcome` is how an answer finished, or the name of an error code."""
+        self.answered += outcome in FINISHED
+        self.units_in += units_in
+        self.units_out += units_out
+        if outcome in FAILED:
+            self.failed += 1
+            self.last_error = reason[:LONGEST_REASON]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +54,7 @@ class ModelService:
     scheduler: Scheduler
     wakes: Callable[[], bool] = lambda: False  # not loaded now, but it will be for who asks
     device: Callable[[], Device] | None = None  # what it runs on as it is now, where that changes
+    tally: Tally = field(default_factory=Tally)
 
     @property
     def takes_queries(self) -> bool:
@@ -41,6 +65,10 @@ class ModelService:
     def realm(self) -> RealmId:
         """Its realm."""
         return RealmId(self.section.realm)
+
+    def is_of(self, realm: str, model: str) -> bool:
+        """Is it this model in this realm?"""
+        return self.section.realm == realm and self.engine.info.name == model
 
     @property
     def max_tokens(self) -> int:
@@ -78,7 +106,7 @@ class Services:
 
     def __init__(self, services: Sequence[ModelService] = (), *, free: bool) -> None:
         self._services = list(services)
-        self._free = free
+        self.free = free  # strangers may have something for nothing
         self._loading: set[tuple[str, str]] = set()  # (realm, model) to come
         self.paused = False  # the owner has the machine: nothing is on offer
 
@@ -91,6 +119,26 @@ class Services:
         self._loading.discard((service.realm, service.engine.info.name))
         self._services.append(service)
 
+    def remove(self, realm: str, model: str) -> None:
+        """Offer a model no longer, or expect it no longer."""
+        self._loading.discard((realm, model))
+        self._services = [service for service in self._services if not service.is_of(realm, model)]
+
+    def reprice(self, realm: str, model: str, price_in: int, price_out: int) -> None:
+        """Other prices from the next query on; those that run are paid as they were agreed."""
+        prices = {"price_in": price_in, "price_out": price_out}
+        self._services = [
+            replace(service, section=service.section.model_copy(update=prices))
+            if service.is_of(realm, model)
+            else service
+            for service in self._services
+        ]
+
+    def uses(self, model: str) -> bool:
+        """Is it served, or expected?"""
+        names = {service.engine.info.name for service in self._services} | {name for _, name in self._loading}
+        return model in names
+
     @property
     def loading(self) -> tuple[str, ...]:
         """Names of the models that are being loaded."""
@@ -101,7 +149,7 @@ class Services:
 
     def offers(self) -> tuple[ModelOffer, ...]:
         """What this node offers now."""
-        return tuple(service.offer(free=self._free, paused=self.paused) for service in self._services)
+        return tuple(service.offer(free=self.free, paused=self.paused) for service in self._services)
 
     def choose(self, realm: RealmId, model: str, request: int, features: Sequence[int] = ()) -> ModelService:
         """The service of `model`, or the least busy one of the realm if `model` is "", among those that take such a

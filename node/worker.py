@@ -206,6 +206,8 @@ class _Serving:
         self._model = ""
         self._served: ServedQuery | None = None  # what is told of it, once it is known
         self._outcome = "worker_lost"  # of the receipt, until a last word was said
+        self._reason = ""  # of a failure
+        self._service: ModelService | None = None
 
     async def run(self, first: Message) -> None:
         """The whole conversation after its first message."""
@@ -313,7 +315,7 @@ class _Serving:
             service = self._worker.services.choose(
                 query.realm, query.model, request_number(request), features_needed(request)
             )
-            self._model = service.engine.info.name
+            self._service, self._model = service, service.engine.info.name
             _check_size(request, service.max_tokens)
             self._lane = await self._choose_lane(query, service, channel)
             left, whole = query.time_left_ms, self._conversation.inputs_whole
@@ -467,7 +469,7 @@ class _Serving:
         refuse = state is State.ASKED or (state is State.CANCELLING and not self._conversation.begun)
         if self._gone or state in (State.SETTLING, State.ENDED):
             return
-        self._outcome = code.name.lower()
+        self._outcome, self._reason = code.name.lower(), reason
         if refuse:
             self._told.refused(code, reason, retry_after_ms)
         try:
@@ -494,8 +496,11 @@ class _Serving:
 
     async def _close_books(self, query: Query) -> None:
         """Quota and receipt. The voucher is on the disk already, so a ledger that closes first loses a line only."""
+        delivered = self._conversation.delivered
+        if self._service is not None:
+            self._service.tally.count(self._outcome, self._reason, delivered.units_in, delivered.units_out)
         try:
-            await self._lane.end(self._conversation.delivered)
+            await self._lane.end(delivered)
             await self._keep_receipt(query)
         except Refused as error:
             log.warning("query %s is not in the books: %s", query.query_id.hex(), error)

@@ -60,7 +60,7 @@ def show(options: argparse.Namespace) -> int:
 
 
 def pull(options: argparse.Namespace) -> int:
-    """Fetch a model into the store; a running node finds it there at its next start."""
+    """Fetch a model into the store, where a running node finds it."""
     import trio
 
     store = _store(options)
@@ -72,7 +72,7 @@ def pull(options: argparse.Namespace) -> int:
         wish = PullWish(options.name, agreed=_agreed(trio.run(store.look, options.model), options.yes))
     with progress_shown() as shown:
         name = trio.run(_pull, store, options.model, wish, shown)
-    print(f"{name} is in {store.root}; serve it with `mtor up --model {name}`")
+    print(f"{name} is in {store.root}; serve it with `mtor serve {name}`, or `mtor up --model {name}`")
     return 0
 
 

@@ -18,8 +18,9 @@ def up(options: argparse.Namespace) -> int:
 
     data = data_folder(options.data)
     path = config_file(data, options.config)
-    config = load_config(path, overrides=_overrides(options), must_exist=options.config is not None)
-    return run_node(config, Launch(data, tuple(options.bootstrap)))
+    flags = _overrides(options)
+    config = load_config(path, overrides=flags, must_exist=options.config is not None)
+    return run_node(config, Launch(data, tuple(options.bootstrap), options.config, flags))
 
 
 def _overrides(options: argparse.Namespace) -> Json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from textwrap import indent
 from typing import Any
 
@@ -45,6 +46,50 @@ def config_show(options: argparse.Namespace) -> int:
                 print(f"{'  ' if key else ''}# {origin}")
             print(indent(_yaml({key or name: value}), "  " if key else ""), end="")
     return 0
+
+
+def config_set(options: argparse.Namespace) -> int:
+    """Change one setting: by the running node, or in the file alone."""
+    import trio
+
+    from node.commands.client import NodeClient, NoNode
+
+    data = data_folder(options.data)
+    arguments = {"key": options.key, "value": _read_value(options.value)}
+    running = True
+    try:
+        answer = NodeClient(data).call("config.set", arguments)
+    except NoNode:
+        answer, running = trio.run(_set_offline, config_file(data, options.config), arguments), False
+    if options.json:
+        print_json(answer)
+        return 0
+    print(_yaml({answer["key"]: answer["value"]}), end="")
+    if running:
+        print("it holds from the next start on (`mtor stop`, `mtor up`)" if answer["restart"] else "it is in force now")
+    if "note" in answer:
+        print(f"! {answer['note']}")
+    return 0
+
+
+def _read_value(text: str) -> Any:
+    import yaml
+
+    from node.commands.client import UsageError
+
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise UsageError(f"{text!r} is not a YAML value; put a text in quotes of its own") from None
+
+
+async def _set_offline(path: Path, arguments: dict[str, Any]) -> dict[str, Any]:
+    from node.config_file import load_config
+    from node.config_keeper import ConfigKeeper
+    from node.config_operations import ConfigOperations
+    from node.operations import dispatch
+
+    return await dispatch(ConfigOperations(ConfigKeeper(path, load_config(path)), {}).methods, "config.set", arguments)
 
 
 def _yaml(value: dict[str, Any]) -> str:

@@ -88,7 +88,7 @@ class Asker:
     def __init__(self, bridge: Bridge, answers: Answers, max_concurrent: int, guards: Guards) -> None:
         self._bridge = bridge
         self._answers = answers
-        self._max_concurrent = max_concurrent
+        self.max_concurrent = max_concurrent
         self._guards = guards
         self._running = 0
 
@@ -106,7 +106,7 @@ class Asker:
     async def ask_as(self, caller: Caller, question: Question, named: str = "") -> AsyncIterator[Asking]:
         """A query that runs until the context is left; `named` is the client's own name for it, for the log. Raises
         `ApiError` (401, 403, 429, 503)."""
-        if self._running >= self._max_concurrent:
+        if self._running >= self.max_concurrent:
             message = f"{self._running} queries are being answered, which is gateway.max_concurrent; try again soon"
             raise ApiError(503, message, type="overloaded_error", code="overloaded", retry_ms=1_000)
         admission = self._guards.admit(caller, question.realm)

@@ -93,7 +93,7 @@ class Gateway:
         self._sessions = Sessions()
         self._guards = Guards(config, self._keys, self._usage, self._sessions, _admin_token(data))
         self._url = ""
-        asker = Asker(self._bridge, answers, config.max_concurrent, self._guards)
+        self._asker = asker = Asker(self._bridge, answers, config.max_concurrent, self._guards)
         ask_node = partial(self._bridge.call, operations.call)
         access = AccessOperations(config, self._keys, self._guards.usage, self.page_link, ask_node)
         seen_by_others = not is_loopback(config.host) or bool(config.trusted_proxies)
@@ -136,6 +136,10 @@ class Gateway:
                 self._usage.write(usage)
         if failure:
             raise GatewayError(_bind_error(self._config, failure[0]))
+
+    def admit(self, max_concurrent: int) -> None:
+        """From the next request on; those that are being answered are."""
+        self._asker.max_concurrent = max_concurrent
 
     def _check_exposure(self) -> None:
         if not is_loopback(self._config.host) and not self._keys.all():

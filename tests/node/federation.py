@@ -12,6 +12,7 @@ import trio
 
 from node.announcer import Announcer
 from node.answers import AnswerEvent, Completed, Delta, Failed, Question, Routed
+from node.blocking import BlockList
 from node.bookkeeper import Bookkeeper
 from node.config import FreeSection, RealmSection
 from node.directory import Directory
@@ -96,8 +97,9 @@ class MemoryNode:
         **section: object,
     ) -> None:
         self.signer = signer
-        self.network = MemoryNetwork(hub, signer.node, RULES)
-        self.directory = Directory(signer.node, now_ms)
+        self.blocked = BlockList()
+        self.network = MemoryNetwork(hub, signer.node, RULES, blocked=self.blocked)
+        self.directory = Directory(signer.node, now_ms, self.blocked)
         witness = NetworkPeers(self.network, self.directory.addresses)
         self.bookkeeper = Bookkeeper(MemoryStore(), signer, federation, issuer, now_ms, witness)
         self.ledger = LedgerService(self.bookkeeper, self.network)
