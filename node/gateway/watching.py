@@ -35,13 +35,14 @@ class Watching:
         self._looking: asyncio.Task[None] | None = None
         self._known: tuple[NodeSnapshot, int] | None = None
         self._frame = b""
+        self._looked_at = -LOOK_SECONDS
         self._changed = Bell()
 
     async def follow(self) -> AsyncGenerator[bytes, None]:
         """Frames: now, and whenever something changed."""
         self._watchers += 1
         if self._looking is None:
-            self._looking = asyncio.get_running_loop().create_task(self._look())
+            self._begin()
         seen = b""
         try:
             while True:
@@ -53,12 +54,25 @@ class Watching:
         finally:
             self._watchers -= 1
             if not self._watchers:
-                self._looking.cancel()
-                self._looking = self._known = None
-                self._frame = b""
+                self._end()
 
-    async def _look(self) -> None:
+    def _begin(self) -> None:
+        """Look again. What was seen a moment ago still holds, or who came and went would make us look each time."""
+        loop = asyncio.get_running_loop()
+        age = loop.time() - self._looked_at
+        if age > LOOK_SECONDS:
+            self._frame, self._known = b"", None
+        self._looking = loop.create_task(self._look(LOOK_SECONDS - age))
+
+    def _end(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+
+    async def _look(self, pause: float) -> None:
+        await asyncio.sleep(max(0.0, pause))
         while True:
+            self._looked_at = asyncio.get_running_loop().time()
             try:
                 self._take(await self._bridge.call(self._facts.snapshot), self._asker.running)
             except NodeStopping:

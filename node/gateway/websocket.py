@@ -280,7 +280,7 @@ class Socket:
         self._read[name] = reader
         task = asyncio.get_running_loop().create_task(self._hand_on(name, reader))
         self._deliveries.add(task)
-        task.add_done_callback(self._deliveries.discard)
+        task.add_done_callback(partial(self._end_delivery, name, reader))
 
     async def _hand_on(self, name: str, reader: Reader) -> None:
         """A query's events, until its end or until somebody else reads it."""
@@ -294,9 +294,12 @@ class Socket:
                 self._release(name, reader)
                 error = ApiError(409, "this query is read elsewhere now: it was resumed", code="taken_over")
                 await self._refuse(error, name)
-            finally:
-                self._release(name, reader)
-                reader.leave()
+
+    def _end_delivery(self, name: str, reader: Reader, task: asyncio.Task[None]) -> None:
+        """Also of one that was cancelled before it began."""
+        self._deliveries.discard(task)
+        self._release(name, reader)
+        reader.leave()
 
     def _release(self, name: str, reader: Reader) -> None:
         if self._read.get(name) is reader:

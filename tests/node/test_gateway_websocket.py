@@ -365,6 +365,29 @@ async def test_who_stays_away_too_long_loses_the_query(tmp_path: Path, monkeypat
         await talk(world, conversation)
 
 
+async def test_who_leaves_at_once_is_noticed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The socket may be gone before anything was handed on."""
+    monkeypatch.setattr(ongoing, "ABSENT_SECONDS", 0.02)
+
+    async def conversation(connect: Connect) -> None:
+        for _ in range(10):
+            client = await connect()
+            await client.ask("c1")
+            await client.socket.close()  # on the way together with the ask
+            client = await connect()
+            await client.ask("c1")
+            client.vanish()
+        client = await connect()
+        await client.ask("c1")
+        query = (await client.until("c1", "delta"))[0]["query"]
+        await client.socket.close()
+        await _until(lambda: len(world.answers.asked) > 0 and world.answers.cancelled == len(world.answers.asked))
+        assert query in {question.query_id.hex() for question in world.answers.asked}
+
+    async with gateway_world(tmp_path, endless()) as world:
+        await talk(world, conversation)
+
+
 async def test_a_finished_query_is_kept_for_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def conversation(connect: Connect) -> None:
         client = await connect()
@@ -772,6 +795,13 @@ async def test_the_nodes_state_is_told_when_it_changes_and_worked_out_once(
         while world.facts.snapshots != looked:  # nobody watches, nobody looks
             looked = world.facts.snapshots
             await asyncio.sleep(0.5)
+        monkeypatch.setattr(watching, "LOOK_SECONDS", 30.0)
+        client = await connect()
+        for _ in range(5):  # who comes and goes is told, and makes nobody look again
+            await client.send(type="watch")
+            assert (await client.frame())["type"] == "node"
+            await client.send(type="unwatch")
+        assert world.facts.snapshots == looked
 
     async with gateway_world(tmp_path, endless()) as world:
         await talk(world, conversation)
