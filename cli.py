@@ -101,6 +101,13 @@ def _group(
     return group.add_subparsers(title="verbs", metavar="VERB", required=True)
 
 
+def _count(text: str) -> int:
+    """A number of lines."""
+    if not text.isdecimal() or int(text) > 10_000:
+        raise argparse.ArgumentTypeError("a number from 0 to 10000")
+    return int(text)
+
+
 def _add_config_flags(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--config", type=Path, help="realms.yml (default: the one in the data folder)")
 
@@ -124,10 +131,17 @@ def _add_node(
     page = _verb(verbs, "open", "page:open_page", "open the node's page in the browser, as its operator", common)
     page.add_argument("--print", dest="show", action="store_true", help="print the link (one use, ten minutes)")
     _verb(verbs, "stop", "nodes:stop", "end the running node", common)
-    _verb(verbs, "status", "nodes:status", "what runs here, and what is wrong", reading)
-    _add_peers(verbs, reading)
-    _verb(verbs, "realms", "nodes:realms", "what is on offer, here and elsewhere", reading)
+    status = _verb(verbs, "status", "nodes:status", "what runs here, and what is wrong", reading)
+    realms = _verb(verbs, "realms", "nodes:realms", "what is on offer, here and elsewhere", reading)
+    for verb in (status, realms, _add_peers(verbs, reading)):
+        verb.add_argument("--watch", action="store_true", help="again each second, until q (with --json: a line each)")
     _add_serving(verbs, reading)
+    logs = _verb(verbs, "logs", "logs:logs", "the node's log, also while no node runs", reading)
+    logs.add_argument("--lines", type=_count, default=200, metavar="N", help="the last N lines that fit (default: 200)")
+    logs.add_argument("--follow", action="store_true", help="and each new one, until Ctrl-C")
+    levels = ("debug", "info", "warning", "error")
+    logs.add_argument("--level", choices=levels, default="debug", help="this or graver")
+    logs.add_argument("--query", default="", metavar="ID", help="of one query (its id, or how that begins)")
     pause = _verb(verbs, "pause", "owner:pause", "step aside: no queries, no models on the cards", reading)
     pause.add_argument("--for", dest="duration", metavar="TIME", help="like 45m, 2h, 1h30m (default: until resume)")
     resume = _verb(verbs, "resume", "owner:resume", "serve again", reading)
@@ -137,7 +151,9 @@ def _add_node(
     _verb(verbs, "id", "nodes:show_id", "this node's peer id", reading)
 
 
-def _add_peers(verbs: argparse._SubParsersAction[argparse.ArgumentParser], reading: argparse.ArgumentParser) -> None:
+def _add_peers(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser], reading: argparse.ArgumentParser
+) -> argparse.ArgumentParser:
     peers = _verb(verbs, "peers", "nodes:peers", "the nodes that are known, and how they did for us", reading)
     more = peers.add_subparsers(title="verbs", metavar="VERB")
     again = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)  # what stood before stays
@@ -149,6 +165,7 @@ def _add_peers(verbs: argparse._SubParsersAction[argparse.ArgumentParser], readi
     unblock = _verb(more, "unblock", "peers:unblock", "let a peer in again", again)
     unblock.add_argument("peer", help="its peer id, or the end of it")
     _verb(more, "blocked", "peers:blocked", "who is refused, why and since when", again)
+    return peers
 
 
 def _add_serving(verbs: argparse._SubParsersAction[argparse.ArgumentParser], reading: argparse.ArgumentParser) -> None:

@@ -42,6 +42,7 @@ from node.gateway.ports import FederationFacts
 from node.identity import IdentityError, load_or_create_identity
 from node.ledger_service import LedgerService, open_bookkeeper
 from node.libp2p_host import Libp2pNetwork
+from node.log_operations import LogOperations
 from node.logs import set_level, start_logging
 from node.loopback import loopback_pair
 from node.measures import Measures
@@ -176,6 +177,7 @@ class Node:
                 blocked,
                 self._live(),
                 measures,
+                LogOperations(data),
                 self._stop_soon,
                 self._problems,
             )

@@ -65,8 +65,9 @@ class NodeFigures:
     def _peers(self) -> Iterator[Figure]:
         own = self.network.node
         offers = [known.offer for known in self.directory.offers() if known.node != own]
-        yield Figure("mtor_peers", ("connected",), len(self.network.peers()))
-        yield Figure("mtor_peers", ("offering",), len(offers))
+        connected = {peer.node for peer in self.network.peers()}
+        yield Figure("mtor_peers", ("connected",), len(connected))
+        yield Figure("mtor_peers", ("known",), len(connected | {offer.node for offer in offers}))
         realms: Counter[str] = Counter(dict.fromkeys(BUILT_IN_REALMS, 0))
         for offer in offers:
             realms.update({self.measures.realm(model.realm) for model in offer.models if model.slots})

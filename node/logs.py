@@ -10,21 +10,20 @@ from __future__ import annotations
 import json
 import logging
 import logging.handlers
-import re
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from node.config import LogSection
 from node.log_context import current_query
+from node.log_files import LOG_FILE as LOG_FILE
+from node.log_files import QUERY, Record, timestamp
+from node.log_files import log_folder as log_folder
 from node.plain_text import one_line, printable
 
 QUIET = ("libp2p", "multiaddr", "aiohttp", "async_service", "root.libp2p")
 LINE = "%(asctime)s %(levelname)-7s %(name)-16s %(message)s"
-LOG_FILE = "node.log"
-QUERY = re.compile(r"\bquery ([0-9a-f]{32})\b")  # how messages name a query
 CONFIDENTIAL = ("protocol.messages", "protocol.signing", "node.answers", "node.identity", "node.engines.port")
 
 
@@ -78,22 +77,22 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter`."""
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": printable(record.getMessage()),
-        }
-        if query := _query_of(line["message"]):
-            line["query"] = query
-        if record.exc_info:
-            line["trace"] = printable(self.formatException(record.exc_info))
-        return json.dumps(line, ensure_ascii=False)
+        return json.dumps(as_record(record), ensure_ascii=False)
 
 
-def log_folder(data: Path) -> Path:
-    """Where the log files are."""
-    return data / "logs"
+def as_record(record: logging.LogRecord) -> Record:
+    """What a line says, as `node.log_files` reads it back."""
+    made: Record = {
+        "time": timestamp(int(record.created), int(record.msecs)),
+        "level": record.levelname.lower(),
+        "logger": record.name,
+        "message": printable(record.getMessage()),
+    }
+    if query := _query_of(made["message"]):
+        made["query"] = query
+    if record.exc_info:
+        made["trace"] = printable(logging.Formatter().formatException(record.exc_info))
+    return made
 
 
 def set_level(level: str) -> None:

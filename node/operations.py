@@ -93,6 +93,7 @@ STREAMED: dict[str, str] = {
     "ledger.lines": "{account?}: every line of a balance's sum, some in each object's `lines`",
     "ledger.verifying": "{signatures?}: like ledger.verify, with progress; `report` comes last",
     "ledger.export": "{}: the ledger as a file, in pieces (`data`, base64)",
+    "logs.tail": "{lines?, follow?, level?, query?}: the last lines of the log, then, to follow, each new one",
     "ledger.import": "{file}: take in an exported ledger that lies on the node's machine",
 }
 

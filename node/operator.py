@@ -22,6 +22,7 @@ from node.gameguard import guard_facts
 from node.ledger_actions import LedgerActions
 from node.ledger_operations import LedgerOperations
 from node.ledger_service import LedgerService
+from node.log_operations import LogOperations
 from node.measures import Measures, RunningQuery
 from node.model_operations import ModelOperations
 from node.models import ModelError, ModelStore
@@ -67,6 +68,7 @@ class Parts:
     blocked: BlockList
     live: Mapping[str, Apply]  # settings that can change without a restart
     measures: Measures
+    logs: LogOperations
     stop: Callable[[], None]
     problems: Callable[[], tuple[str, ...]]  # what is wrong now, in words, with the fix
 
@@ -96,7 +98,8 @@ class NodeOperations:
             "workers.list": self.workers,
             "stop": self.stop,
         }
-        self._streams: dict[str, Streaming] = {**self._models.streams, **self._ledger.streams, **changes.streams}
+        self._streams: dict[str, Streaming] = {**self._models.streams, **self._ledger.streams}
+        self._streams |= {**changes.streams, **parts.logs.streams}
         assert self._methods.keys() == OPERATIONS.keys() and self._streams.keys() == STREAMED.keys()
 
     async def call(self, name: str, arguments: Json) -> Json:

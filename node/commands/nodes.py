@@ -10,6 +10,10 @@ from node.commands.owner import guard_words
 from node.commands.screen import print_facts, print_json, print_table, printable
 from node.paths import config_file, data_folder
 
+SERVING_HEADINGS = ("realm", "model", "device", "busy", "queued", "tokens/s")
+PEER_HEADINGS = ("node", "connected", "federation", "serves")
+OFFER_HEADINGS = ("realm", "model", "node", "device", "busy", "in / out per 1,000 tokens", "free")
+
 
 def up(options: argparse.Namespace) -> int:
     """Run the node."""
@@ -52,6 +56,8 @@ def stop(options: argparse.Namespace) -> int:
 
 def status(options: argparse.Namespace) -> int:
     """What runs here."""
+    if options.watch:
+        return _watch(options, "status")
     facts = NodeClient(data_folder(options.data)).call("status")
     if options.json:
         print_json(facts)
@@ -70,16 +76,25 @@ def status(options: argparse.Namespace) -> int:
             "game guard": guard_words(facts["guard"]),
         }
     )
-    rows = [_serving_row(serving, paused=facts["guard"]["paused"]) for serving in facts["serving"]]
+    rows = [serving_row(serving, paused=facts["guard"]["paused"]) for serving in facts["serving"]]
     if rows:
         print()
-        print_table(("realm", "model", "device", "busy", "queued", "tokens/s"), rows)
+        print_table(SERVING_HEADINGS, rows)
     for problem in facts["problems"]:
         print(f"! {problem}")
     return 0
 
 
-def _serving_row(serving: Json, *, paused: bool) -> tuple[str, ...]:
+def _watch(options: argparse.Namespace, operation: str) -> int:
+    """The same again each second."""
+    from node.commands.watch import watch
+    from node.commands.watched import DRAWN
+
+    return watch(data_folder(options.data), operation, DRAWN[operation], as_json=options.json)
+
+
+def serving_row(serving: Json, *, paused: bool) -> tuple[str, ...]:
+    """One model of `mtor status`."""
     absent = "paused" if paused else "unloaded" if serving["unloaded"] else "loading"
     busy = f"{serving['busy']}/{serving['slots']}" if serving["ready"] else absent
     # Other answers than a chat's come at once, or in other units.
@@ -90,6 +105,8 @@ def _serving_row(serving: Json, *, paused: bool) -> tuple[str, ...]:
 
 def peers(options: argparse.Namespace) -> int:
     """The nodes that are known."""
+    if options.watch:
+        return _watch(options, "peers")
     rows = NodeClient(data_folder(options.data)).call("peers")["peers"]
     if options.json:
         print_json(rows)
@@ -97,17 +114,20 @@ def peers(options: argparse.Namespace) -> int:
     if not rows:
         print("no other node is known; join one with `mtor up --bootstrap ADDRESS`")
         return 0
-    print_table(("node", "connected", "federation", "serves"), [_peer_row(peer) for peer in rows])
+    print_table(PEER_HEADINGS, [peer_row(peer) for peer in rows])
     return 0
 
 
-def _peer_row(peer: Json) -> tuple[str, ...]:
+def peer_row(peer: Json) -> tuple[str, ...]:
+    """One line of `mtor peers`."""
     serves = ", ".join(f"{model['realm']} {printable(model['model'])}" for model in peer["models"]) or "-"
     return peer["node"], "yes" if peer["connected"] else "no", "own" if peer["same_federation"] else "other", serves
 
 
 def realms(options: argparse.Namespace) -> int:
     """What is on offer."""
+    if options.watch:
+        return _watch(options, "realms")
     rows = NodeClient(data_folder(options.data)).call("realms")["realms"]
     if options.json:
         print_json(rows)
@@ -115,12 +135,12 @@ def realms(options: argparse.Namespace) -> int:
     if not rows:
         print("nothing is on offer; serve a model with `mtor up --model smollm2-135m`, or join a peer")
         return 0
-    headings = ("realm", "model", "node", "device", "busy", "in / out per 1,000 tokens", "free")
-    print_table(headings, [_offer_row(realm["realm"], offer) for realm in rows for offer in realm["offers"]])
+    print_table(OFFER_HEADINGS, [offer_row(realm["realm"], offer) for realm in rows for offer in realm["offers"]])
     return 0
 
 
-def _offer_row(realm: str, offer: Json) -> tuple[str, ...]:
+def offer_row(realm: str, offer: Json) -> tuple[str, ...]:
+    """One line of `mtor realms`."""
     node = f"…{offer['node'][-8:]}" + (" (own)" if offer["own"] else "")
     device = f"{offer['device']} {offer['vram_mib']} MiB" if offer["vram_mib"] else offer["device"]
     prices = f"{offer['price_in']} / {offer['price_out']} µcr"

@@ -12,9 +12,12 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from node.plain_text import printable as printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Show = Callable[[dict[str, Any]], None]
 
@@ -38,6 +41,12 @@ def print_table(headings: Sequence[str], rows: Sequence[Sequence[Any]], unbroken
 
 def _print_rich_table(headings: Sequence[str], cells: Sequence[Sequence[str]], unbroken: int) -> None:
     from rich.console import Console
+
+    Console().print(rich_table(headings, cells, unbroken))
+
+
+def rich_table(headings: Sequence[str], cells: Sequence[Sequence[str]], unbroken: int = 0) -> Table:
+    """See `print_table`."""
     from rich.table import Table
     from rich.text import Text
 
@@ -46,7 +55,7 @@ def _print_rich_table(headings: Sequence[str], cells: Sequence[Sequence[str]], u
         table.add_column(Text(heading), overflow="fold", no_wrap=index < unbroken)
     for row in cells:
         table.add_row(*(Text(cell) for cell in row))  # Text: what a peer wrote is no markup
-    Console().print(table)
+    return table
 
 
 def print_facts(facts: dict[str, Any]) -> None:

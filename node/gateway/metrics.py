@@ -72,8 +72,8 @@ METRICS: dict[str, Metric] = {
     "mtor_open_channels": Metric("gauge", "Open payment channels, by who pays.", ("role",)),
     "mtor_epoch": Metric("gauge", "The ledger's epoch in force."),
     # --- the network ---
-    "mtor_peers": Metric("gauge", "Other nodes: connected, or known by their offer.", ("state",)),
-    "mtor_offering_peers": Metric("gauge", "Other nodes that offer a free or busy slot.", ("realm",)),
+    "mtor_peers": Metric("gauge", "Other nodes that are connected, or known at all.", ("state",)),
+    "mtor_offering_peers": Metric("gauge", "Other nodes that offer slots, by realm.", ("realm",)),
     "mtor_query_streams": Metric("gauge", "Open streams of other nodes' and own queries to this worker."),
     # --- HTTP ---
     "mtor_http_requests": Metric("counter", "HTTP requests.", ("route", "status")),

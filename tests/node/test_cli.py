@@ -18,7 +18,7 @@ import trio.lowlevel
 import cli
 from node.answers import Delta, Question
 from node.bookkeeper import Bookkeeper
-from node.commands.nodes import _serving_row
+from node.commands.nodes import serving_row
 from node.commands.screen import printable
 from node.federation import ledger_folder, load_genesis, load_issuer
 from node.gateway.wishes import MtorWishes
@@ -392,7 +392,7 @@ SERVING |= {"slots": 2, "busy": 1, "queued": 0, "tokens_per_second": 12.34}
     ],
 )
 def test_status_says_what_a_model_does(changes: dict[str, Any], paused: bool, busy: str, speed: str) -> None:
-    assert _serving_row(SERVING | changes, paused=paused) == ("$CHAT", MODEL, "cpu", busy, "0", speed)
+    assert serving_row(SERVING | changes, paused=paused) == ("$CHAT", MODEL, "cpu", busy, "0", speed)
 
 
 # --- with a node running -------------------------------------------------------------------------------

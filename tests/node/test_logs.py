@@ -2,15 +2,18 @@
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from node.answers import Delta, Question
 from node.config import LogSection
-from node.engines.port import Piece
+from node.engines.fake import FakeEngine
+from node.engines.port import EngineError, Piece
 from node.gateway.keys import ApiKeys
 from node.logs import LOG_FILE, QUIET, log_folder, start_logging
 from protocol.errors import ErrorCode
@@ -18,7 +21,8 @@ from protocol.ids import CHAT, QueryId
 from protocol.messages import ChatRequest, Turn
 from protocol.routing import Requirements
 from protocol.signing import Signer
-from tests.node.gateway_world import ROUTED, Emit, events, failing, gateway_world
+from tests.node.gateway_world import ROUTED, Emit, World, events, failing, gateway_world, until
+from tests.node.gateways import two_gateways
 
 QUERY_ID = QueryId(bytes(range(16)))
 PROMPT, ANSWER = "a-prompt-of-mine", "an-answer-of-the-model"
@@ -164,3 +168,159 @@ async def test_what_people_write_is_in_no_log(tmp_path: Path) -> None:
     text = "\n".join(lines(tmp_path))
     assert "division by zero" in text  # the bugs are there
     assert not any(secret in text for secret in (PROMPT, ANSWER, key, token))
+
+
+# --- following a query ---------------------------------------------------------------------------------
+
+ABOUT_QUERIES = ("mtor.query", "mtor.router", "mtor.requester", "mtor.worker")
+
+
+def read_json(data: Path) -> list[dict[str, Any]]:
+    """The log's records."""
+    return [json.loads(line) for line in lines(data)]
+
+
+async def test_every_line_of_a_query_has_its_id_on_both_nodes(tmp_path: Path) -> None:
+    start_logging(LogSection(level="debug", format="json"), tmp_path)
+    async with two_gateways(tmp_path) as (federation, asker, _):
+        reply = await asker.chat(max_tokens=3)
+        federation.workers[0].worker.pause(1_000)
+        refused = await asker.chat()
+    records = [record for record in read_json(tmp_path) if record["logger"] in ABOUT_QUERIES]
+    assert {record.get("query") for record in records} == {each.headers["x-mtor-query"] for each in (reply, refused)}
+    said = [record["message"] for record in records if record["query"] == reply.headers["x-mtor-query"]]
+    assert [message.split(" ")[0] for message in said] == ["asked", "taken", "routed", "served", "attempt", "answered:"]
+    assert said[0] == "asked by anonymous: $CHAT, any model"
+    assert "own-model" in said[1] and "own-model" in said[2] and "completed" in said[3] and "µcr" in said[5]
+    said = [record["message"] for record in records if record["query"] == refused.headers["x-mtor-query"]]
+    assert said[1].startswith("refused to ") and "the owner of this node needs the machine" in said[1]
+    assert "refused: paused" in said[2] and said[-1].startswith("not answered: paused")
+    assert {record["level"] for record in records} == {"info"}
+
+
+async def test_a_failover_is_told_with_its_reason(tmp_path: Path) -> None:
+    start_logging(LogSection(format="json"), tmp_path)
+    engine = FakeEngine("own-model", crash_after=2)
+
+    async def recover() -> None:
+        await until(lambda: any("engine_failed" in line for line in lines(tmp_path)))
+        engine.crash_after = None
+
+    async with two_gateways(tmp_path, engine) as (_, asker, _served), trio.open_nursery() as nursery:
+        nursery.start_soon(recover)
+        reply = await asker.chat()
+    said = [(record["logger"], record["message"]) for record in read_json(tmp_path)]
+    assert any(logger == "mtor.router" and message.endswith("engine_failed") for logger, message in said)
+    assert any(logger == "mtor.worker" and "engine_failed, " in message for logger, message in said)
+    assert sum(message.startswith("routed to") for _, message in said) > 1 and said[-1][1].startswith("answered: ")
+    assert {record["query"] for record in read_json(tmp_path) if "engine_failed" in record["message"]} == {
+        reply.headers["x-mtor-query"]
+    }
+
+
+async def test_the_gateways_own_lines_carry_the_query_too(tmp_path: Path) -> None:
+    async def bug(question: Question, emit: Emit) -> None:
+        logging.getLogger("mtor.x").info("on the other side of the bridge")
+        raise ZeroDivisionError
+
+    start_logging(LogSection(format="json"), tmp_path)
+    async with gateway_world(tmp_path, events(ROUTED, Delta(ANSWER))) as world:
+        await world.chat(stream=True)
+        world.answers.script = bug
+        await world.chat()
+    records = read_json(tmp_path)
+    ids = [asked.query_id.hex() for asked in world.answers.asked]
+    assert [record["query"] for record in records if record["logger"] == "mtor.x"] == [ids[1]]
+    assert all(record.get("query") in ids for record in records if record["logger"] == "mtor.query")
+
+
+@pytest.mark.parametrize(
+    ("sent", "echoed"),
+    [
+        ("my-request_1.2:3/4+5=", "my-request_1.2:3/4+5="),
+        ("with space <script> \xff", "withspacescript"),
+        ("x" * 5_000, "x" * 128),
+        ("<>", None),
+        (None, None),
+    ],
+)
+async def test_a_clients_own_name_for_its_request_is_kept_and_cleaned(
+    tmp_path: Path, sent: str | None, echoed: str | None
+) -> None:
+    async with gateway_world(tmp_path) as world:
+        headers = {} if sent is None else {"x-request-id": sent}
+        body = {"model": "auto", "messages": [{"role": "user", "content": "hi"}]}
+        failing_body = body | {"temperature": "hot"}
+        whole = await world.ask("POST", "/v1/chat/completions", body, headers)
+        stream = await world.ask("POST", "/v1/chat/completions", body | {"stream": True}, headers)
+        wrong = await world.ask("POST", "/v1/chat/completions", failing_body, headers)
+        world.answers.script = failing(ErrorCode.NO_PEER)
+        failed = await world.ask("POST", "/v1/chat/completions", body, headers)
+    ids = [asked.query_id.hex() for asked in world.answers.asked]
+    for reply, query in zip((whole, stream, failed), ids, strict=True):
+        assert reply.headers["x-mtor-query"] == query
+        assert reply.headers["x-request-id"] == (echoed or query)
+    assert wrong.status == 400 and wrong.headers.get("x-request-id") == echoed and "x-mtor-query" not in wrong.headers
+
+
+async def test_who_asked_is_told_by_name_and_never_by_key(tmp_path: Path) -> None:
+    start_logging(LogSection(level="debug"), tmp_path)
+    key = ApiKeys(tmp_path).create("laptop \x1b[31m")
+    async with gateway_world(tmp_path) as world:
+        for bearer in (key, world.token, "sk-of-another-service"):
+            headers = {"Authorization": f"Bearer {bearer}", "x-request-id": "r1"}
+            message = [{"role": "user", "content": "hi"}]
+            await world.ask("POST", "/v1/chat/completions", {"model": "auto", "messages": message}, headers)
+        token = world.token
+    asked = [found[1] for line in lines(tmp_path) if (found := re.search(r"asked by (.*?):", line))]
+    assert asked == ["key laptop \ufffd[31m, request r1", "operator, request r1", "anonymous, request r1"]
+    text = "\n".join(lines(tmp_path))
+    assert "POST /v1/chat/completions 200 in " in text  # the access line
+    assert not any(secret in text for secret in (key, token, "sk-of-another-service"))
+
+
+class Gossip(FakeEngine):
+    """An engine whose errors repeat what it was asked."""
+
+    def generate(self, request: Any, prefix: str, inputs: Any = ()) -> Any:
+        """Fails with the prompt in the message."""
+        raise EngineError(ErrorCode.INVALID_REQUEST, f"cannot answer {request.turns[0].text}")
+
+
+@pytest.mark.parametrize("style", ["text", "json"])
+@pytest.mark.parametrize("engine", [FakeEngine("m"), Gossip("m")], ids=["answers", "repeats"])
+async def test_words_and_keys_of_queries_are_in_no_log_of_any_node(
+    tmp_path: Path, style: str, engine: FakeEngine
+) -> None:
+    start_logging(LogSection.model_validate({"level": "debug", "format": style}), tmp_path)
+    async with two_gateways(tmp_path, engine) as (_, asker, served):
+        key = ApiKeys(asker.data).create("laptop")
+        for world in (asker, served):
+            await ask_everything(world, key)
+        token = asker.token
+    text = "\n".join(lines(tmp_path))
+    assert "asked by key laptop" in text and "alpha0" not in text  # the fake engine's first word
+    assert not any(secret in text for secret in (PROMPT, key, token))
+
+
+async def ask_everything(world: World, key: str) -> None:
+    """Queries with marker words in all places where people write."""
+    bearer = {"Authorization": f"Bearer {key}"}
+    chat = {"model": "auto", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 4}
+    bodies: list[Any] = [
+        chat,
+        chat | {"stream": True},
+        chat | {"messages": [{"role": "system", "content": PROMPT}, *chat["messages"]], "stop": [PROMPT]},
+        chat | {"messages": [{"role": PROMPT, "content": PROMPT}]},
+        chat | {"temperature": PROMPT},
+        chat | {"tools": [{"type": "function", "function": {"name": PROMPT}}], "user": PROMPT},
+        chat | {"mtor": {"realm": PROMPT, "worker": PROMPT}},
+        PROMPT.encode(),
+    ]
+    for body in bodies:
+        await world.ask("POST", "/v1/chat/completions", body, bearer)
+    await world.ask("POST", "/v1/images/generations", {"prompt": PROMPT}, bearer)
+    await world.ask("POST", "/v1/audio/speech", {"input": PROMPT, "voice": PROMPT}, bearer)
+    await world.ask("GET", f"/{PROMPT}?q={PROMPT}", headers=bearer | {"Cookie": PROMPT, "User-Agent": PROMPT})
+    await world.ask("GET", f"/v1/models/{PROMPT}", headers={"x-api-key": key})
+    await world.ask("POST", f"/mtor/v1/{PROMPT}", {"text": PROMPT}, bearer)
