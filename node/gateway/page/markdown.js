@@ -394,7 +394,7 @@ function tokens(text) {
       if (target) {
         const inside = found.splice(open);
         brackets.length = 0; // no links in links
-        found.push(linked(inside[0].bracket, emphasized(inside.slice(1), MOST_DEPTH - 2), target.address));
+        found.push(linked(inside[0].bracket, emphasized(inside.slice(1).map(withoutLink), MOST_DEPTH - 2), target.address));
         at = target.end;
       } else {
         found.push("]");
@@ -421,6 +421,11 @@ function tokens(text) {
   }
   flush();
   return found;
+}
+
+/** No links in links. */
+function withoutLink(item) {
+  return item instanceof Element && item.querySelector("a") ? item.textContent : item;
 }
 
 /** Where a run of backticks finds its like: each run is looked at once. */
@@ -471,7 +476,7 @@ function addressAfter(text, at) {
 /** An address that stands by itself, in <> or not. */
 function bareAddress(text, at) {
   const framed = text[at] === "<";
-  const match = /^(?:https?:\/\/|mailto:)[^\s<>"`]{1,2000}/.exec(text.slice(at + framed, at + framed + MOST_ADDRESS));
+  const match = /^(?:https?:\/\/|mailto:)[^\s<>"`[\]]{1,2000}/.exec(text.slice(at + framed, at + framed + MOST_ADDRESS));
   if (!match) return null;
   if (framed) return text[at + 1 + match[0].length] === ">" ? { address: match[0], end: at + match[0].length + 2 } : null;
   let length = match[0].length;
