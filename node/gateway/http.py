@@ -33,6 +33,7 @@ from node.gateway.asking import QUERY_ID, REQUEST_NAME, Asker
 from node.gateway.audio import FORM_ROUTES, AudioRoutes
 from node.gateway.bridge import Bridge, NodeStopping
 from node.gateway.chat import ChatRoutes
+from node.gateway.completions import CompletionRoutes
 from node.gateway.cross_origin import CrossOrigin, no_such_route
 from node.gateway.embeddings import EmbeddingRoutes
 from node.gateway.failures import ApiError
@@ -42,8 +43,10 @@ from node.gateway.key_usage import KeyUsage
 from node.gateway.keys import ApiKeys
 from node.gateway.metrics import render
 from node.gateway.models import ModelRoutes
+from node.gateway.ollama import OllamaRoutes
 from node.gateway.page import PageRoutes
 from node.gateway.ports import Answers, GatewayFacts
+from node.gateway.responses import ResponseRoutes
 from node.gateway.routes import Answered, Handler, Route, Routes, register
 from node.gateway.sessions import Sessions, link
 from node.gateway.watching import Watching
@@ -105,6 +108,9 @@ class Gateway:
             ChatRoutes(asker),
             ImageRoutes(asker),
             AudioRoutes(asker),
+            ResponseRoutes(asker),
+            CompletionRoutes(asker),
+            OllamaRoutes(asker, self._bridge, facts),
             EmbeddingRoutes(),
             AdminRoutes(self._bridge, operations, access, self._guards),
             self._socket,

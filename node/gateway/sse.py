@@ -22,16 +22,32 @@ DONE_EVENT = b"data: [DONE]\n\n"
 
 def event(data: dict[str, Any]) -> bytes:
     """One event."""
-    return b"data: " + json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode(errors="replace") + b"\n\n"
+    return b"data: " + compact(data) + b"\n\n"
+
+
+def compact(data: dict[str, Any]) -> bytes:
+    """JSON in one line. What is no Unicode becomes question marks."""
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
 
 
 class EventStream:
-    """An answer in events. `headers` is asked when the first of them goes out."""
+    """An answer in events. `headers` is asked when the first of them goes out. Other framings and other shapes of an
+    error are subclasses."""
+
+    media_type = "text/event-stream"
 
     def __init__(self, request: web.Request, headers: Callable[[], Mapping[str, str]]) -> None:
         self._request = request
         self._headers = headers
-        self.response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+        self.response = web.StreamResponse(headers={"Content-Type": self.media_type, "Cache-Control": "no-cache"})
+
+    def encode(self, data: dict[str, Any]) -> bytes:
+        """One event as it is framed here."""
+        return event(data)
+
+    def failure(self, error: ApiError) -> dict[str, Any]:
+        """The last event of an answer that broke off."""
+        return error.body()
 
     @property
     def begun(self) -> bool:
@@ -40,7 +56,7 @@ class EventStream:
 
     async def send(self, data: dict[str, Any]) -> None:
         """One event."""
-        await self.write(event(data))
+        await self.write(self.encode(data))
 
     async def waiting(self) -> None:
         """A comment, so that proxies do not hang up."""
@@ -62,7 +78,7 @@ class EventStream:
         except Exception as error:
             if not self.begun:
                 raise
-            await self.send(_told(error).body())
+            await self.send(self.failure(_told(error)))
         await self.response.write_eof()
         return self.response
 

@@ -11,7 +11,8 @@ import pytest
 import trio
 from openai import AsyncOpenAI, OpenAI
 
-from node.answers import Bytes, Delta, Progressed, Question
+from node.answers import Bytes, Delta, Progressed, Question, ToolCalled
+from node.engines.sound import hear
 from node.gateway.keys import ApiKeys
 from protocol.errors import ErrorCode
 from protocol.ids import IMAGINE, SPEECH, VISION, peer_id
@@ -308,3 +309,95 @@ async def test_speech_and_back(tmp_path: Path) -> None:
         world.answers.script = events(ROUTED, Delta("Hello."), completed())
         await with_client(world, listen)
         assert {question.realm for question in world.answers.asked} == {SPEECH}
+
+
+async def test_speech_in_the_formats_that_clients_know(tmp_path: Path) -> None:
+    def use(client: OpenAI) -> None:
+        usual = client.audio.speech.create(model="auto", voice="anna", input="Hello.")
+        assert usual.response.headers["content-type"] == "audio/mpeg" and len(hear(usual.content)) > 16_000 * 0.9
+        for kind, begins in (("opus", b"OggS"), ("flac", b"fLaC"), ("wav", b"RIFF"), ("mp3", b"\xff")):
+            asked: Any = {"model": "auto", "voice": "anna", "input": "Hello.", "response_format": kind}
+            with client.audio.speech.with_streaming_response.create(**asked) as streamed:
+                assert b"".join(streamed.iter_bytes()).startswith(begins)
+        with pytest.raises(openai.BadRequestError, match="response_format"):
+            client.audio.speech.create(model="auto", voice="anna", input="Hello.", response_format="aac")
+
+    script = events(ROUTED, Bytes("audio/pcm;rate=24000", bytes(48_000)), completed())
+    async with gateway_world(tmp_path, script) as world:
+        await with_client(world, use)
+
+
+# --- the other two ways of asking --------------------------------------------------------------------------
+
+
+async def test_completions(tmp_path: Path) -> None:
+    def use(client: OpenAI) -> None:
+        whole = client.completions.create(model="auto", prompt=["a", "b"], max_tokens=5)
+        assert [choice.text for choice in whole.choices] == ["Paris", "Paris"]
+        wanted: Any = {"include_usage": True}
+        *chunks, last = client.completions.create(model="auto", prompt="a", stream=True, stream_options=wanted)
+        assert "".join(chunk.choices[0].text for chunk in chunks) == "Paris" and last.usage is not None
+        with pytest.raises(openai.BadRequestError) as failure:
+            client.completions.create(model="auto", prompt="a", suffix="b")
+        assert failure.value.param == "suffix"
+
+    async with gateway_world(tmp_path, saying("Par", "is")) as world:
+        await with_client(world, use)
+
+
+async def test_responses(tmp_path: Path) -> None:
+    def use(client: OpenAI) -> None:
+        whole = client.responses.create(model="auto", input="hello", instructions="be brief")
+        assert whole.output_text == "Paris" and whole.status == "completed" and whole.store is False
+        assert whole.usage is not None and whole.usage.total_tokens == 10
+        with client.responses.stream(model="auto", input="hello") as stream:
+            texts = [event.delta for event in stream if event.type == "response.output_text.delta"]
+            assert stream.get_final_response().output_text == "Paris" == "".join(texts)
+        again: Any = [{"role": "user", "content": "hello"}, *whole.output, {"role": "user", "content": "more"}]
+        assert client.responses.create(model="auto", input=again).output_text == "Paris"
+        with pytest.raises(openai.BadRequestError, match="nothing is kept here"):
+            client.responses.create(model="auto", input="more", previous_response_id=whole.id)
+        with pytest.raises(openai.NotFoundError, match="nothing is kept here"):
+            client.responses.retrieve(whole.id)
+
+    async with gateway_world(tmp_path, saying("Par", "is")) as world:
+        await with_client(world, use)
+
+
+async def test_a_response_that_calls_a_tool(tmp_path: Path) -> None:
+    def use(client: OpenAI) -> None:
+        (call,) = client.responses.create(model="auto", input="hello").output
+        assert call.type == "function_call" and call.name == "weather" and call.arguments == '{"city": "Paris"}'
+        with client.responses.stream(model="auto", input="hello") as stream:
+            said = [event.delta for event in stream if event.type == "response.function_call_arguments.delta"]
+            assert "".join(said) == call.arguments and stream.get_final_response().output[0].type == "function_call"
+
+    script = events(ROUTED, ToolCalled("call_1", "weather", '{"city": "Paris"}'), completed("tool_calls"))
+    async with gateway_world(tmp_path, script) as world:
+        await with_client(world, use)
+
+
+async def test_a_response_that_breaks_says_so_in_its_last_event(tmp_path: Path) -> None:
+    def use(client: OpenAI) -> None:
+        *_, last = client.responses.create(model="auto", input="hello", stream=True)
+        assert last.type == "response.failed" and last.response.error is not None
+        assert last.response.error.message == "it vanished" and last.response.output_text == "Par"
+
+    async with gateway_world(tmp_path, failing(ErrorCode.WORKER_LOST, "it vanished", after=("Par",))) as world:
+        await with_client(world, use)
+
+
+async def test_who_asks_too_often_is_told_when_to_come_back(tmp_path: Path) -> None:
+    def use(client: OpenAI) -> None:
+        asks: list[Callable[[], Any]] = [
+            lambda: client.chat.completions.create(model="auto", messages=HELLO),
+            lambda: client.completions.create(model="auto", prompt="hello"),
+            lambda: client.responses.create(model="auto", input="hello", stream=True),
+        ]
+        for ask in asks:
+            with pytest.raises(openai.RateLimitError) as failure:
+                ask()
+            assert failure.value.response.headers["retry-after"] == "7" and failure.value.code == "quota_exceeded"
+
+    async with gateway_world(tmp_path, failing(ErrorCode.QUOTA_EXCEEDED, retry_after_ms=6_500)) as world:
+        await with_client(world, use)

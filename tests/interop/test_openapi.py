@@ -8,21 +8,10 @@ from typing import Any
 import trio
 from openapi_spec_validator import validate
 
-from node.answers import Bytes, Question
 from node.config import GatewaySection
 from node.gateway.http import Gateway
-from protocol.messages import ImagineRequest, SpeakRequest
-from tests.node.gateway_world import (
-    ROUTED,
-    Emit,
-    ScriptedAnswers,
-    ScriptedFacts,
-    ScriptedOperations,
-    completed,
-    events,
-    gateway_world,
-    saying,
-)
+from tests.interop.answering import any_realm
+from tests.node.gateway_world import ScriptedAnswers, ScriptedFacts, ScriptedOperations, gateway_world, saying
 
 EXAMPLES = 20  # of what is made up for each route
 SECONDS = 150  # more than this is a hang
@@ -66,20 +55,9 @@ async def test_every_error_is_described_with_its_shape(tmp_path: Path) -> None:
     assert shape["required"] == ["error"]
 
 
-async def _answering(question: Question, emit: Emit) -> None:
-    """What a worker of the question's realm would send."""
-    if isinstance(question.request, SpeakRequest):
-        script = events(ROUTED, Bytes("audio/pcm;rate=24000", bytes(4_800)), completed())
-    elif isinstance(question.request, ImagineRequest):
-        script = events(ROUTED, Bytes("image/png", b"\x89PNG"), completed())
-    else:
-        script = saying("Hel", "lo")
-    await script(question, emit)
-
-
 async def test_what_is_answered_is_what_is_described(tmp_path: Path) -> None:
     """Schemathesis makes up requests from the description, right ones and wrong ones, and looks at the answers."""
-    async with gateway_world(tmp_path, _answering) as world:
+    async with gateway_world(tmp_path, any_realm) as world:
         command = [
             *(sys.executable, "-m", "schemathesis.cli", "run", f"{world.url}/openapi.json"),
             *("--phases", "fuzzing", "--max-examples", str(EXAMPLES), "--seed", "1"),

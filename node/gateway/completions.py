@@ -1,0 +1,273 @@
+"""`/v1/completions`: OpenAI's older interface, a text and how it goes on.
+
+Rule: the wire carries conversations and no raw text, so each prompt is asked as one user's message, and the answer is
+what the model says to it. Each choice is a query of its own; what cannot be done that way is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from aiohttp import web
+from pydantic import Field
+
+from node.answers import AnswerEvent, Completed, Delta, Question, TokenLogprob
+from node.gateway.answer_shapes import ChoicesAnswer
+from node.gateway.asking import Asker, Asking
+from node.gateway.conversing import Said, chat_question, whole
+from node.gateway.failures import ApiError
+from node.gateway.openai import StreamOptions, facts, usage
+from node.gateway.routes import EVENTS, Answered, Route
+from node.gateway.sse import DONE_EVENT, EventStream
+from node.gateway.standing import Standing
+from node.gateway.wishes import Lenient, MtorWishes, parse, unsupported
+from protocol import params
+
+Result = TypeVar("Result")
+
+MOST_CHOICES = 16  # queries of one request
+SAMPLING = (
+    *("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty"),
+    *("frequency_penalty", "presence_penalty", "stop"),
+)
+
+
+class CompletionRequest(Lenient):
+    """`POST /v1/completions`."""
+
+    model: str
+    prompt: str | list[str] | list[int] | list[list[int]]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    echo: bool | None = None
+    n: int | None = Field(None, ge=1, le=MOST_CHOICES)
+    best_of: int | None = None
+    suffix: str | None = None
+    logprobs: int | None = Field(None, ge=0, le=5)
+    logit_bias: dict[str, Any] | None = None
+    max_tokens: int | None = Field(None, ge=1, le=params.MAX_OUTPUT_TOKENS)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = Field(None, ge=0, le=1_000_000)
+    repetition_penalty: float | None = Field(None, ge=0.1, le=10)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    stop: str | list[str] | None = None
+    mtor: MtorWishes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A checked request: one question a choice, and what goes before its answer."""
+
+    questions: tuple[Question, ...]
+    echoes: tuple[str, ...]
+    model: str  # as the client wrote it
+    stream: bool
+    include_usage: bool
+    logprobs: int | None
+
+
+def read_completion_request(body: bytes) -> Asked:
+    """A request's JSON. Raises `ApiError` (400) that names the parameter."""
+    wanted = parse(CompletionRequest, body)
+    _refuse_unsupported(wanted)
+    prompts = _prompts(wanted.prompt)
+    copies = wanted.n or 1
+    if len(prompts) * copies > MOST_CHOICES:
+        message = f"{len(prompts)} prompts times n are more than {MOST_CHOICES} choices; ask in several requests"
+        raise ApiError(400, message, code="invalid_value", param="n" if copies > 1 else "prompt")
+    places = ["prompt"] if isinstance(wanted.prompt, str) else [f"prompt.{index}" for index in range(len(prompts))]
+    questions = [
+        _question(wanted, prompt, place, copy)
+        for prompt, place in zip(prompts, places, strict=True)
+        for copy in range(copies)
+    ]
+    echoes = [prompt if wanted.echo else "" for prompt in prompts for _ in range(copies)]
+    options = wanted.stream_options or StreamOptions()
+    stream, include_usage = bool(wanted.stream), options.include_usage
+    return Asked(tuple(questions), tuple(echoes), wanted.model, stream, include_usage, wanted.logprobs)
+
+
+def _refuse_unsupported(wanted: CompletionRequest) -> None:
+    if wanted.suffix:
+        raise unsupported("suffix", "models are asked as in a conversation and fill no gaps")
+    if wanted.best_of not in (None, 1) and wanted.best_of != wanted.n:
+        raise unsupported("best_of", "every choice is given; ask for n of them")
+    if wanted.echo and wanted.logprobs is not None:
+        raise unsupported("echo", "log probabilities are of the answer, not of the prompt")
+    if wanted.logit_bias:
+        raise unsupported("logit_bias", "peers' models have different tokens")
+
+
+def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str]:
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    texts = [each for each in prompts if isinstance(each, str)]
+    if not prompts:
+        raise ApiError(400, "prompt is empty", code="missing_value", param="prompt")
+    if len(texts) < len(prompts):
+        raise unsupported("prompt", "token numbers mean something else in each peer's model; send text")
+    return texts
+
+
+def _question(wanted: CompletionRequest, prompt: str, place: str, copy: int) -> Question:
+    fields = {name: getattr(wanted, name) for name in SAMPLING}
+    fields |= {"model": wanted.model, "messages": [{"role": "user", "content": prompt}]}
+    fields["seed"] = None if wanted.seed is None else (wanted.seed + copy) % 2**63
+    if wanted.logprobs is not None:
+        fields |= {"logprobs": True, "top_logprobs": wanted.logprobs}
+    if wanted.mtor is not None:
+        fields["mtor"] = wanted.mtor.model_dump()
+    return chat_question(fields, [place])
+
+
+class CompletionRoutes:
+    """Handlers of the completions route."""
+
+    def __init__(self, asker: Asker) -> None:
+        self._asker = asker
+
+    def routes(self) -> tuple[Route, ...]:
+        """See `Routes`."""
+        answers = (Answered(shape=ChoicesAnswer), Answered(EVENTS))
+        path, summary = "/v1/completions", "What a model answers to a text; each prompt is asked as a user's message."
+        return (Route("POST", path, self.handle, "openai", summary, answers, takes=CompletionRequest, asks=True),)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """One request."""
+        asked = read_completion_request(await request.read())
+        async with self._all(request, asked) as askings:
+            if not asked.stream:
+                return await _whole(asked, askings)
+            stream = EventStream(request, askings[0].headers)
+            return await stream.run(_Streamed(asked, askings, stream).follow)
+
+    @asynccontextmanager
+    async def _all(self, request: web.Request, asked: Asked) -> AsyncIterator[list[Asking]]:
+        async with AsyncExitStack() as stack:
+            yield [await stack.enter_async_context(self._asker.ask(request, each)) for each in asked.questions]
+
+
+class _Shapes:
+    """One answer's constant parts."""
+
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
+        self._id = f"cmpl-{secrets.token_hex(12)}"
+        self._created = int(time.time())
+        self.model = ""
+
+    def frame(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        """A body or a chunk."""
+        head = {"id": self._id, "object": "text_completion", "created": self._created}
+        return head | {"model": self.model or self._asked.model, "choices": choices}
+
+    def choice(
+        self, index: int, text: str, tokens: list[TokenLogprob], finish: str | None = None, offset: int = 0
+    ) -> dict[str, Any]:
+        """One choice, or a part of it."""
+        logprobs = _logprobs(tokens, offset) if tokens else None
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+
+
+def _logprobs(tokens: list[TokenLogprob], offset: int) -> dict[str, Any]:
+    """OpenAI's older shape. `offset` is where in the text the first token begins."""
+    offsets = []
+    for token in tokens:
+        offsets.append(offset)
+        offset += len(token.token)
+    return {
+        "tokens": [token.token for token in tokens],
+        "token_logprobs": [token.logprob for token in tokens],
+        "top_logprobs": [dict(token.top) for token in tokens],
+        "text_offset": offsets,
+    }
+
+
+async def _whole(asked: Asked, askings: list[Asking]) -> web.Response:
+    ended = await _together([asyncio.ensure_future(whole(asking)) for asking in askings])
+    shapes = _Shapes(asked)
+    shapes.model = ended[0][0].model
+    choices = [
+        shapes.choice(index, echo + said.text, said.logprobs, done.finish)
+        for index, (echo, (said, done)) in enumerate(zip(asked.echoes, ended, strict=True))
+    ]
+    body = shapes.frame(choices) | _counts([done for _, done in ended])
+    return web.json_response(body, headers=askings[0].headers())
+
+
+async def _together(tasks: Sequence[asyncio.Future[Result]]) -> list[Result]:
+    """All results. The first failure ends the others and is raised."""
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _counts(done: list[Completed]) -> dict[str, Any]:
+    """`usage` and the `mtor` object, over all choices: each of them is a query that is paid."""
+    counts = [usage(each) for each in done]
+    told = [facts(each) for each in done]
+    shares = [share for each in told for share in each["shares"]]
+    summed = {name: sum(each[name] for each in told) for name in ("units_in", "units_out", "cost_micro")}
+    about = {"ttft_ms": told[0]["ttft_ms"], "failover": any(each["failover"] for each in told), "shares": shares}
+    return {"usage": {name: sum(each[name] for each in counts) for name in counts[0]}, "mtor": summed | about}
+
+
+class _Streamed:
+    """All choices of one request, on one stream."""
+
+    def __init__(self, asked: Asked, askings: list[Asking], stream: EventStream) -> None:
+        self._asked = asked
+        self._askings = askings
+        self._stream = stream
+        self._shapes = _Shapes(asked)
+        self._writing = asyncio.Lock()  # the first write sends the headers, and that takes a while
+
+    async def follow(self) -> None:
+        """Send the choices as they come, then the end."""
+        following = [asyncio.ensure_future(self._choice(index)) for index in range(len(self._askings))]
+        done: list[Completed] = await _together(following)
+        counts = _counts(done)
+        if self._asked.include_usage:
+            await self._stream.send(self._shapes.frame([]) | counts)
+        await self._stream.write(DONE_EVENT)
+
+    async def _choice(self, index: int) -> Completed:
+        asking, said, standing = self._askings[index], Said(), Standing()
+        async with aclosing(asking.events_and_pauses()) as events:
+            async for item in events:
+                said.take(item)
+                self._shapes.model = self._shapes.model or said.model
+                async with self._writing:
+                    await self._take(index, item, said, standing)
+        assert asking.completed is not None
+        return asking.completed
+
+    async def _take(self, index: int, item: AnswerEvent | None, said: Said, standing: Standing) -> None:
+        if standing.note(item, begun=self._stream.begun):
+            await self._send(self._shapes.choice(index, "", []), standing)
+        if item is None:
+            await self._stream.waiting()
+        echo = self._asked.echoes[index]
+        if isinstance(item, Delta):
+            first = len(said.parts) == 1
+            offset = sum(len(part) for part in said.parts[:-1])
+            text = (echo if first else "") + item.text
+            await self._send(self._shapes.choice(index, text, list(item.logprobs), offset=offset), standing)
+        if isinstance(item, Completed):
+            rest = "" if said.parts else echo
+            end = self._shapes.choice(index, rest, [], item.finish)
+            await self._send(end, standing, mtor=facts(item))
+
+    async def _send(self, choice: dict[str, Any], standing: Standing, **more: Any) -> None:
+        await self._stream.send(self._shapes.frame([choice]) | standing.news() | more)
