@@ -133,7 +133,7 @@ def realms(options: argparse.Namespace) -> int:
         print_json(rows)
         return 0
     if not rows:
-        print("nothing is on offer; serve a model with `mtor up --model smollm2-135m`, or join a peer")
+        print("nothing is on offer; serve a model with `mtor serve smollm2-135m`, or join a peer")
         return 0
     print_table(OFFER_HEADINGS, [offer_row(realm["realm"], offer) for realm in rows for offer in realm["offers"]])
     return 0

@@ -10,7 +10,7 @@ import trio.testing
 from node.cards import Card, Room
 from node.fit import Placement, Space
 from node.needs import Need
-from node.residency import LoadFailed, Model, Residency
+from node.residency import LoadFailed, Model, Residency, Step
 from node.weights import Weights
 
 GIB = 1_024
@@ -142,6 +142,59 @@ async def test_models_that_do_not_fit_together_take_turns(nursery: trio.Nursery)
     ask(residency, a)
     await settle()
     assert world.loaded() == {"a"} and gate(a).busy == 1 and engine(b).pid is None
+    nursery.cancel_scope.cancel()
+
+
+async def test_one_may_come_later_and_is_told_how_it_goes_on(nursery: trio.Nursery) -> None:
+    a, b, c = model("a", 16), model("b", 16), model("c", 40)
+    world = World([a])
+    residency = world.residency()
+    await nursery.start(residency.run)
+    told: list[tuple[Step, str]] = []
+    for late in (b, c):
+        late.tell = lambda step, message: told.append((step, message))
+        residency.add(late)
+        world.models.append(late)
+        await settle()
+    assert [step for step, _ in told if _ != "for its turn to be loaded"] == [
+        Step.WAITING,
+        Step.LOADING,
+        Step.READY,
+        Step.FAILED,
+    ]
+    assert "for the room of a" in told[1][1] and "does not fit" in told[-1][1]
+    assert world.loaded() == {"b"} and residency.models == (a, b, c)
+    nursery.cancel_scope.cancel()
+
+
+async def test_one_that_leaves_may_end_what_it_has_begun(nursery: trio.Nursery) -> None:
+    a, b = model("a", 8), model("b", 8)
+    world = World([a, b])
+    residency = world.residency()
+    await nursery.start(residency.run)
+    ask(residency, a)
+    nursery.start_soon(residency.remove, a, 60.0)
+    await settle()
+    assert engine(a).pid and residency.models == (a, b)
+    answered(residency, a)
+    await settle()
+    assert engine(a).pid is None and residency.models == (b,) and world.loaded() == {"b"}
+    nursery.cancel_scope.cancel()
+
+
+async def test_one_that_leaves_while_it_is_loaded_is_not_waited_for(nursery: trio.Nursery) -> None:
+    a, b = model("a", 8), model("b", 8)
+    engine(b).slow = trio.Event()
+    residency = World([a]).residency()
+    await nursery.start(residency.run)
+    residency.add(b)
+    await settle()
+    with trio.fail_after(5):
+        await residency.remove(b, 60.0)
+    assert residency.models == (a,) and engine(b).pid is None
+    ask(residency, a)
+    await settle()
+    assert gate(a).busy == 1  # the others go on
     nursery.cancel_scope.cancel()
 
 

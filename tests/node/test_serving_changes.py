@@ -28,7 +28,7 @@ from tests.node.federation import Answered, MemoryNode, memory_federation, quest
 from tests.node.model_world import model_folder
 
 CARD = {"name": "GT 710", "vram_mib": 600, "processes": []}
-LONG_TOKENS = 400
+LONG_TOKENS = 100
 FILE = """\
 # mine
 guard: {{enabled: false}}
@@ -188,7 +188,9 @@ async def test_a_model_comes_answers_and_goes_and_realms_yml_follows(tmp_path: P
 
         answered = Answered()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(here.node.router.answer, question("go on", max_tokens=LONG_TOKENS), answered.emit)
+            nursery.start_soon(
+                here.node.router.answer, question("go on", max_tokens=LONG_TOKENS, deadline_ms=120_000), answered.emit
+            )
             await until(lambda: bool(answered.text))
             stopped = await here.stop(tiny)
             assert answered.completed.units_out == len(answered.text) == LONG_TOKENS  # it could end
