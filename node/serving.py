@@ -291,6 +291,8 @@ class Serving:
                 await once_ready()
             else:
                 await self._end(served)
+        except OSError as error:  # its files went away while they were looked at
+            start.tell(Step.FAILED, f"{folder.name} cannot be read: {error}; `mtor models verify` looks closer")
         finally:
             self._starting.pop((section.realm, folder.name), None)
             start.release()
@@ -325,7 +327,7 @@ class Serving:
 
     def loading(self) -> list[Json]:
         """Models that are not there yet, and how far each is."""
-        waiting = {key: served.start for key, served in self._served.items()} | self._starting
+        waiting = {key: served.start for key, served in self._served.items() if not served.model.ready} | self._starting
         return [
             {"realm": realm, "model": model} | start.facts()
             for (realm, model), start in waiting.items()
