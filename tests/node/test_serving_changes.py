@@ -148,7 +148,7 @@ async def home(
         serving = Serving(config, folder, [], node.services, node.worker, now_ms, engines or FakeProcess)
         keeper = ConfigKeeper(path, config, flags, {})
         operations = ServingOperations(serving, node.services, ModelStore(folder / "store"), keeper)
-        with trio.fail_after(180):
+        with trio.fail_after(300):
             async with trio.open_nursery() as nursery:
                 await nursery.start(serving.run)
                 yield Home(node, serving, operations, path)
