@@ -29,9 +29,9 @@ def draw_status(facts: Json) -> RenderableType:
     federation, balance = facts["federation"], facts["balance"]
     lines = (
         f"{facts['name'] or 'node'} …{facts['node'][-8:]}, version {facts['version']}, up {_time(facts)}",
-        f"{printable(federation['name'])}, epoch {federation['epoch']}, {facts['peers']} peers connected",
+        f"{printable(federation['name'])}, epoch {federation['epoch']}, connected peers: {facts['peers']}",
         f"balance {balance['balance_text']}, held {balance['held_text']}, to come {balance['pending_text']}",
-        guard_words(facts["guard"]).partition("\n")[0],
+        f"game guard: {guard_words(facts['guard'])}",
     )
     parts: list[RenderableType] = [Text(line, no_wrap=True, overflow="ellipsis") for line in lines]
     serving = [serving_row(each, paused=facts["guard"]["paused"]) for each in facts["serving"]]
