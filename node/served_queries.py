@@ -69,7 +69,8 @@ class ServedQuery:
         self._refused = True
         self._measures.count("mtor_served_refusals", self._realm, code.name.lower())
         why = code.name.lower() if code in REPEATS else f"{code.name.lower()}: {reason}"
-        log.info("refused to %s: %s, retry in %d ms", self.running.peer, why, retry_after_ms)
+        retry = f", retry in {retry_after_ms} ms" if retry_after_ms else ""
+        log.info("refused to %s: %s%s", self.running.peer, why, retry)
 
     def ended(self, outcome: str, delivered: Delivered, amount: int) -> None:
         """The books are closed."""
