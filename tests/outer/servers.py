@@ -177,8 +177,11 @@ class Server:
             )
         stream = Stream(request, body["model"], words)
         await stream.begin()
+        if body.get("tools"):
+            await stream.call([tool["function"]["name"] for tool in body["tools"]], self.fault)
+            return stream.response
         for index in range(count):
-            await stream.say(token(first + index))
+            await stream.say(token(first + index), body.get("top_logprobs", 0) if body.get("logprobs") else None)
             await asyncio.sleep(TOKEN_SECONDS)
         await stream.end(finish)
         return stream.response
@@ -286,10 +289,31 @@ class Stream:
         await self.response.prepare(self.request)
         await self.event({"choices": [{"index": 0, "delta": {"role": "assistant", "content": None}}]})
 
-    async def say(self, text: str) -> None:
-        """One token."""
+    async def call(self, names: list[str], fault: str) -> None:
+        """A call of each tool, in pieces as vLLM and llama.cpp send them, and something behind them."""
+        for index, name in enumerate(names):
+            called = "no_tool" if fault == "strange call" else name
+            begun: dict[str, Any] = {
+                "id": f"x{index}",
+                "type": "function",
+                "function": {"name": called, "arguments": ""},
+            }
+            pieces = [begun, *({"function": {"arguments": part}} for part in ('{"number"', f": {index}}}"))]
+            for piece in pieces:
+                self.said += 1
+                delta = {"tool_calls": [{"index": index} | piece]}
+                await self.event({"choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
+        await self.say(" behind")
+        await self.end("tool_calls")
+
+    async def say(self, text: str, likeliest: int | None = None) -> None:
+        """One token, with its likelihood where that is asked for."""
         self.said += 1
         event: dict[str, Any] = {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]}
+        if likeliest is not None:
+            one = {"token": text, "logprob": -0.5, "bytes": list(text.encode())}
+            top = [{"token": "\ufffd", "logprob": -9999.0, "bytes": [0xC3]}, {"token": "y", "logprob": "no"}]
+            event["choices"][0]["logprobs"] = {"content": [one | {"top_logprobs": ([one, *top])[:likeliest]}]}
         if self.model == "tiny-llama":
             event["timings"] = {"prompt_n": self.prompt - 1, "cache_n": 1, "predicted_n": self.said}
         if self.model == "tiny-vllm":

@@ -20,6 +20,7 @@ import trio
 from node.engines.outer.health import Health
 from node.engines.outer.http import BadStatus, BrokenOff, NotAllowed, NotConnected, OuterError
 from node.engines.port import (
+    CallPart,
     Data,
     EngineError,
     EngineEvent,
@@ -32,8 +33,8 @@ from node.engines.port import (
 )
 from node.nurseries import one_error
 from protocol.errors import ErrorCode
-from protocol.messages import Device
-from protocol.params import MAX_CHUNK_BYTES, MAX_INTEGER
+from protocol.messages import Chosen, Device
+from protocol.params import MAX_CHUNK_BYTES, MAX_CHUNK_TOKENS, MAX_INTEGER
 from protocol.requests import Request
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Facts:
     """What a check found out."""
 
     context_tokens: int = 0  # 0: the server does not say
+    features: tuple[int, ...] = ()  # what the model can do beyond text
 
 
 class Server(Protocol):
@@ -63,7 +65,7 @@ class Server(Protocol):
         """Raises `OuterError` if it cannot be used now."""
 
     async def answer(self, request: Request, prefix: str, inputs: Sequence[bytes], out: OuterGeneration) -> str:
-        """Hand the answer to `out`; how it ended ("stop", "length"). Raises `EngineError`."""
+        """Hand the answer to `out`; how it ended ("stop", "length", "tool_calls"). Raises `EngineError`."""
 
     async def aclose(self) -> None:
         """Close connections."""
@@ -127,8 +129,25 @@ class OuterGeneration:
         """How far it is."""
         await self.send.send(Step(done, total, preview))
 
-    async def text(self, text: str, units_out: int) -> None:
-        """More text, which brings the count to `units_out`; a count that cannot be is corrected. Waits for grants."""
+    async def text(self, text: str, units_out: int, tokens: Sequence[Chosen] = ()) -> None:
+        """More text, which brings the count to `units_out`; a count that cannot be is corrected. Waits for grants.
+        `tokens` are those of the text, where they were asked for."""
+        waiting = tuple(tokens[:MAX_CHUNK_TOKENS])
+
+        def piece(part: str, units: int) -> Piece:
+            nonlocal waiting
+            first, waiting = waiting, ()
+            return Piece(part, units, first)
+
+        await self._in_parts(text, units_out, piece)
+
+    async def call(self, name: str, arguments: str, units_out: int) -> None:
+        """A call of a tool, or, without a name, more of the last one's arguments. Counted as `text` is."""
+        if name:
+            await self._hand_over(CallPart(name, "", self.units_out), len(name))
+        await self._in_parts(arguments, units_out, lambda part, units: CallPart("", part, units))
+
+    async def _in_parts(self, text: str, units_out: int, event: Callable[[str, int], Piece | CallPart]) -> None:
         room = self.most_units * MOST_TOKEN_BYTES - self.delivered_bytes
         text = clean(text[: max(room, 0)])
         size = self.delivered_bytes + len(text.encode())
@@ -139,7 +158,7 @@ class OuterGeneration:
                 await self._wait_for(self.units_out + 1)
             chars, units = _portion(len(text), last - self.units_out, self.granted - self.units_out)
             part, text = text[:chars], text[chars:]
-            await self._hand_over(Piece(part, self.units_out + units), len(part.encode()))
+            await self._hand_over(event(part, self.units_out + units), len(part.encode()))
 
     async def data(self, media_type: str, data: bytes, units_out: int) -> None:
         """More bytes of a picture or sound. Does not wait: see `wait_for_more`."""
@@ -163,7 +182,7 @@ class OuterGeneration:
             self._moved = trio.Event()
             await self._moved.wait()
 
-    async def _hand_over(self, event: Piece | Data, size: int) -> None:
+    async def _hand_over(self, event: Piece | CallPart | Data, size: int) -> None:
         self.first_at = self.first_at or time.monotonic()
         await self.send.send(event)
         self.units_out = event.units_out
@@ -270,7 +289,7 @@ class OuterEngine:
         facts = await self._server.check()
         info = self._info
         context = self._said_context or facts.context_tokens
-        self._info = ModelInfo(info.name, info.digest, context, info.device, 0, info.requests)
+        self._info = ModelInfo(info.name, info.digest, context, info.device, 0, info.requests, facts.features)
 
     def _note(self, generation: OuterGeneration, last: EngineEvent | EngineError) -> None:
         """The speed of a whole answer; a failure that a look at the server can explain."""

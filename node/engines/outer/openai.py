@@ -19,6 +19,7 @@ from node.engines.outer.engine import Facts, OuterGeneration, clean, guess_token
 from node.engines.outer.files import input_picture
 from node.engines.outer.http import Answer, BadAnswer, BadStatus, BrokenOff, OuterError, OuterHttp
 from node.engines.outer.json_shapes import at, count_at, list_at, text_at
+from node.engines.outer.openai_wishes import chosen_in, told_of_wishes, wished
 from node.engines.outer.sse import events
 from node.engines.port import EngineError, check_roles
 from protocol.errors import ErrorCode
@@ -29,13 +30,16 @@ from protocol.messages import (
     SpeakRequest,
     TranscribeRequest,
     VisionRequest,
+    Wishes,
 )
 from protocol.requests import Request
+from protocol.wishes import ModelFeature, wishes_of
 
 PICTURE_TOKENS = 256  # of a picture, where the server does not count
 TURN_TOKENS = 4  # that a chat template adds, where the server does not count
 MODELS_TOLD = 8  # names in a sentence
 DONE = "[DONE]"
+FEATURES = {feature.name.lower(): feature for feature in ModelFeature}
 NO_LIST = frozenset({404, 405, 501})  # statuses of a server without a list of models
 
 
@@ -47,19 +51,26 @@ class Dialect:
     repetition: tuple[str, ...]  # names of the repetition penalty
     no_top_k: int | None  # what turns top-k off; None: by leaving it out
     continuing: Mapping[str, Any] | None  # sent to continue an answer; None: it cannot
+    features: tuple[ModelFeature, ...] = ()  # what such a server does with every model
 
 
 # `owned_by` of a server's model list -> its dialect.
-LLAMA_CPP = Dialect({"timings_per_token": True, "min_p": 0.0}, ("repeat_penalty",), 0, {})
-VLLM = Dialect({}, ("repetition_penalty",), -1, {"add_generation_prompt": False, "continue_final_message": True})
+USUAL = (ModelFeature.JSON, ModelFeature.LOGPROBS)
+LLAMA_CPP = Dialect({"timings_per_token": True, "min_p": 0.0}, ("repeat_penalty",), 0, {}, USUAL)
+VLLM = Dialect({}, ("repetition_penalty",), -1, {"add_generation_prompt": False, "continue_final_message": True}, USUAL)
 MTOR = Dialect({}, ("repetition_penalty",), None, None)
 PLAIN = Dialect({}, ("repetition_penalty", "repeat_penalty"), None, None)
 DIALECTS = {"llamacpp": LLAMA_CPP, "vllm": VLLM, "mtor": MTOR}
 CONTINUATIONS: Mapping[str, Mapping[str, Any] | None] = {"prefill": {}, "flags": VLLM.continuing, "none": None}
 
 
+def feature_names(text: str) -> list[str]:
+    """Of the option `can`."""
+    return text.replace(",", " ").split()
+
+
 class OpenAIServer:
-    """A `Server`. `options`: `continuation` (auto, prefill, flags, none), `steps`, `voice`."""
+    """A `Server`. `options`: `continuation` (auto, prefill, flags, none), `can` (features), `steps`, `voice`."""
 
     def __init__(self, http: OuterHttp, model: str, options: Mapping[str, str]) -> None:
         self._http = http
@@ -79,14 +90,20 @@ class OpenAIServer:
         except BadStatus as error:
             if error.status not in NO_LIST:
                 raise
-            return Facts()
+            return Facts(0, self._features())
         row = next((row for row in listed if self._is_named(row)), None)
         if row is None:
             names = ", ".join(clean(text_at(row, "id"))[:80] for row in listed[:MODELS_TOLD]) or "nothing"
             raise OuterError("the worker's server lost its model", f"it has no model {self._model}; it has {names}")
         self._dialect = DIALECTS.get(text_at(row, "owned_by"), PLAIN)
         places = (("meta", "n_ctx"), ("max_model_len",), ("mtor", "context_tokens"), ("max_context_length",))
-        return Facts(next((count for place in places if (count := count_at(row, *place))), 0))
+        return Facts(next((count for place in places if (count := count_at(row, *place))), 0), self._features())
+
+    def _features(self) -> tuple[int, ...]:
+        """The operator's word goes over what such servers do."""
+        if "can" not in self._options:
+            return tuple(map(int, self._dialect.features))
+        return tuple(sorted(int(FEATURES[name]) for name in feature_names(self._options["can"])))
 
     def _is_named(self, row: Any) -> bool:
         return self._model in (text_at(row, "id"), *list_at(row, "aliases"))
@@ -110,7 +127,7 @@ class OpenAIServer:
         guess = sum(guess_tokens(turn.text) + TURN_TOKENS for turn in request.turns)
         guess += guess_tokens(prefix) + PICTURE_TOKENS * len(inputs)
         async with self._http.open("POST", "/chat/completions", body=body) as answer:
-            return await _Reply(out, guess).read(answer)
+            return await _Reply(out, guess, wishes_of(request)).read(answer)
 
     def _body(self, request: ChatRequest, prefix: str, inputs: Sequence[bytes]) -> dict[str, Any]:
         messages = _messages(request, inputs)
@@ -125,7 +142,7 @@ class OpenAIServer:
         if prefix:
             messages.append({"role": "assistant", "content": prefix})
             body |= self._continuing()
-        return {**body, **self._dialect.fields, **_wishes(request, self._dialect)}
+        return {**body, **self._dialect.fields, **_wishes(request, self._dialect), **wished(wishes_of(request))}
 
     @property
     def _is_vllm(self) -> bool:
@@ -146,12 +163,14 @@ def _messages(request: ChatRequest, inputs: Sequence[bytes]) -> list[dict[str, A
     if isinstance(request, VisionRequest):
         for media, data in zip(request.media, inputs, strict=True):
             shown.setdefault(media.turn, []).append({"type": "image_url", "image_url": {"url": _data_url(data)}})
-    return [
+    messages: list[dict[str, Any]] = [
         {"role": turn.role, "content": [*shown[index], {"type": "text", "text": turn.text}]}
         if index in shown
         else {"role": turn.role, "content": turn.text}
         for index, turn in enumerate(request.turns)
     ]
+    told_of_wishes(messages, wishes_of(request))
+    return messages
 
 
 def _data_url(data: bytes) -> str:
@@ -184,6 +203,8 @@ class _Reply:
 
     out: OuterGeneration
     guess: int  # tokens of the prompt, if the server does not tell in time
+    wishes: Wishes
+    calls: int = 0  # of tools
     begun: bool = False
     thinking: bool = False
     finish: str = ""
@@ -200,7 +221,9 @@ class _Reply:
             raise BadAnswer("the worker's server sent no answer", f"content type {answer.content_type[:80]}")
         await self._begin(None)
         await self.out.correct(self.counted)
-        return "length" if self.full or self.finish == "length" else "stop"
+        if self.full or self.finish == "length":
+            return "length"
+        return "tool_calls" if self.calls else "stop"
 
     async def _read_stream(self, answer: Answer) -> None:
         async with aclosing(answer.chunks()) as chunks, aclosing(events(chunks)) as messages:
@@ -221,13 +244,28 @@ class _Reply:
         told = count_at(message, "usage", "completion_tokens") or count_at(message, "timings", "predicted_n")
         self.counted = told or self.counted
         text = self._visible(at(choice, holder))
-        if text:
+        if text and not self.calls:  # what is said behind calls is no part of an answer
             await self._begin(message)
             self.full = self.out.units_out >= self.out.most_units
             uncounted = guess_tokens(text) if holder == "message" else self.out.units_out + 1
             if not self.full:
-                await self.out.text(text, told or uncounted)
+                await self.out.text(text, told or uncounted, chosen_in(choice, self.wishes))
+        for place, call in enumerate(list_at(choice, holder, "tool_calls")):
+            await self._begin(message)
+            await self._called(place, call, told)
         self.finish = text_at(choice, "finish_reason") or self.finish
+
+    async def _called(self, place: int, call: Any, told: int) -> None:
+        """A call, or more of the last one; servers send calls one after the other."""
+        number, name = count_at(call, "index") or place, text_at(call, "function", "name")
+        arguments = clean(text_at(call, "function", "arguments"))
+        begins = number == self.calls and bool(name)
+        if (begins and name not in {tool.name for tool in self.wishes.tools}) or not (
+            begins or number == self.calls - 1
+        ):
+            raise BadAnswer("the worker's server called no tool of this query", "a call of something else")
+        self.calls += begins
+        await self.out.call(name if begins else "", arguments, told or self.out.units_out + guess_tokens(arguments))
 
     async def _begin(self, message: Any) -> None:
         """Tell the size of the prompt, once."""

@@ -21,7 +21,7 @@ from node.engines.outer.http import (
     Network,
     OuterHttp,
 )
-from node.engines.outer.openai import OpenAIServer
+from node.engines.outer.openai import FEATURES, OpenAIServer, feature_names
 from node.engines.outer.predict import PredictServer
 from node.engines.process import EngineStartError
 from protocol.messages import (
@@ -48,7 +48,7 @@ SERVES: Mapping[str, tuple[type[Message], ...]] = {
 }
 USUAL = {"$CHAT": "chat", "$VISION": "vision", "$IMAGINE": "imagine"}  # of a realm whose line does not say
 OPTIONS: Mapping[str, frozenset[str]] = {
-    "openai": frozenset({"serves", "continuation", "steps", "voice"}),
+    "openai": frozenset({"serves", "continuation", "can", "steps", "voice"}),
     "a1111": frozenset({"serves", "steps", "side", "guidance", "sampler"}),
     "predict": frozenset({"serves", "model_type", "type", "steps"}),
 }
@@ -116,6 +116,9 @@ def _check_options(model: OuterModel) -> None:
     continuation = model.options.get("continuation", "auto")
     if continuation not in CONTINUATIONS:
         raise EngineStartError(f"{model.model}: continuation is one of {', '.join(CONTINUATIONS)}, not {continuation}")
+    unknown = [name for name in feature_names(model.options.get("can", "")) if name not in FEATURES]
+    if unknown:
+        raise EngineStartError(f"{model.model}: can is some of {', '.join(FEATURES)}, not {', '.join(unknown)}")
     try:
         float(model.options.get("guidance", 0))
     except ValueError:
