@@ -17,7 +17,7 @@ class ChatBackend:
     def __init__(self, model: ChatModel, slots: int, prefix_cache_bytes: int = PREFIX_CACHE_BYTES) -> None:
         self._batch = ChatBatch(model, slots, prefix_cache_bytes)
         memory = model.card_memory_mib() if model.device.type == "cuda" else process_memory_mib()
-        self.facts = Loaded(model.context_tokens, model.describe_device(), memory, (ChatRequest,))
+        self.facts = Loaded(model.context_tokens, model.describe_device(), memory, (ChatRequest,), model.features)
 
     @property
     def runnable(self) -> bool:

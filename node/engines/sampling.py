@@ -101,7 +101,9 @@ class Sampler:
             total = total[: max(1, kept)]
         drawn = random.Random(f"{p.seed}:{self._place}").random() * float(total[-1])
         chosen = int(torch.searchsorted(total, drawn, right=True))
-        return int(tokens[min(chosen, len(total) - 1)])
+        if chosen >= len(total):  # rounding: the last one that can be at all
+            chosen = int((weights[: len(total)] > 0).nonzero()[-1])
+        return int(tokens[chosen])
 
 
 def choose_all(asked: Sequence[tuple[Sampler, torch.Tensor]]) -> list[int]:

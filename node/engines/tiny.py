@@ -18,16 +18,24 @@ TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+TOOLS_TEMPLATE = (
+    "{% if tools %}<|im_start|>system\n<tool_call>{% for tool in tools %}{{ tool.function | tojson }}{% endfor %}"
+    "<|im_end|>\n"
+    "{% endif %}{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
+    "{% for call in message.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)  # as Qwen's and Hermes' teach calls, in short
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
-def make_tiny_model(folder: Path) -> None:
+def make_tiny_model(folder: Path, template: str = TEMPLATE) -> None:
     """Write config, safetensors weights and tokenizer to `folder`, which is made if needed."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = byte_tokenizer(SPECIAL_TOKENS)
+    tokenizer.chat_template = template
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,

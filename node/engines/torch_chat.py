@@ -16,11 +16,16 @@ import torch
 
 from node.engines.backend import failure
 from node.engines.chat_model import ChatModel as ChatModel
-from node.engines.port import EngineError, EngineEvent, Finished, Piece, Prompted
+from node.engines.guide import Guide
+from node.engines.port import CallPart, EngineError, EngineEvent, Finished, Piece, Prompted
 from node.engines.prefix_cache import PART_TOKENS, PrefixCache
 from node.engines.sampling import Sampler, SamplingParameters, choose_all
 from node.engines.text import Detokenizer, StopFilter
-from protocol.messages import ChatRequest
+from node.engines.tool_calls import CallFinder, Found
+from protocol.errors import ErrorCode
+from protocol.messages import ChatRequest, Chosen, Likelihood
+from protocol.params import MAX_INTEGER
+from protocol.wishes import wishes_of
 
 PROMPT_TOKENS = 256  # of a prompt at a time: short enough that a cancel is heard, long enough to be efficient
 PROMPT_TOKENS_BESIDE = 64  # while others wait for their next token
@@ -53,6 +58,15 @@ class Sequence:
         self._written: list[int] = []
         self._granted = 0
         self._reported = 0
+        self._model = model
+        self._request = request
+        self._wishes = wishes = wishes_of(request)
+        self._guide = model.guide(request)
+        if self._guide is not None and prompt.answered and not self._guide.follow(prompt.ids[first_answered:]):
+            raise EngineError(ErrorCode.INVALID_REQUEST, "what was answered before is not by the schema")
+        names = [tool.name for tool in wishes.tools]
+        self._calls = CallFinder(model.tool_style, names, begun=bool(prefix)) if model.tool_style and names else None
+        self._measured = _Measured(model, wishes.likeliest) if wishes.logprobs else None
 
     def grant(self, total: int) -> None:
         """Allow `total` output tokens in all."""
@@ -76,31 +90,104 @@ class Sequence:
         unseen = 0 if self.token is None else 1
         return self.prompt + self._written[: len(self._written) - unseen]
 
+    def choices(self) -> torch.Tensor:
+        """The logits to choose from: those of tokens that may not be next are the lowest. Raises `EngineError`."""
+        assert self.logits is not None
+        if self._guide is None:
+            return self.logits
+        allowed = self._guide.allowed().to(self.logits.device)
+        return self.logits.masked_fill(~allowed, -torch.inf)
+
     def take(self, token: int) -> Iterator[EngineEvent]:
         """What follows from the next token."""
-        self.logits = None
+        if self._guide is not None:
+            token = self._guide.take(token, self._limit - len(self._written))
         if token in self._stop_tokens:
+            self.logits = None
             yield from self.finish("stop")
             return
+        if self._measured is not None and self.logits is not None:
+            self._measured.note(token, self.logits)
+        self.logits = None
         self.token = token
         self._written.append(token)
         produced = len(self._written)
-        text = self._stops.push(self._detokenizer.push(token))
-        if text or produced == self._granted:  # out of grant: the count must be known, text or not
+        text = self._detokenizer.push(token) + self._model.tool_marks.get(token, "")
+        yield from self._events(self._stops.push(text))
+        if produced == self._granted > self._reported:  # out of grant: the count must be known, text or not
             self._reported = produced
-            yield Piece(text, produced)
-        if self._stops.stopped:
+            yield Piece("", produced)
+        if self._stops.stopped or (self._wishes.one_call and self._calls and self._calls.calls):
             yield from self.finish("stop")
         elif produced >= self._limit:
             yield from self.finish("length")
+
+    def _events(self, text: str) -> Iterator[EngineEvent]:
+        """Text and calls in what was written."""
+        produced = len(self._written)
+        for part in self._calls.push(text) if self._calls else [text] if text else []:
+            self._reported = produced
+            yield self._event(part)
+        if self._calls and self._calls.opened is not None and self._guide is None:
+            self._guide = self._guide_of_calls(self._calls.opened)
+
+    def _event(self, part: str | Found) -> Piece | CallPart:
+        produced = len(self._written)
+        if isinstance(part, Found):
+            return CallPart(part.name, part.arguments, produced)
+        return Piece(part, produced, self._measured.of(part) if self._measured else ())
+
+    def _guide_of_calls(self, begun: str) -> Guide | None:
+        """What holds the calls from here on: their arguments are by the tools' schemas then. A schema that cannot be
+        used holds nothing."""
+        try:
+            guide = self._model.call_guide(self._request, opened=True)
+        except EngineError:
+            return None
+        return guide if guide is not None and guide.follow_text(begun) else None
 
     def finish(self, how: str) -> Iterator[EngineEvent]:
         """The last events."""
         produced = len(self._written)
         rest = self._stops.push(self._detokenizer.flush()) + self._stops.flush()
-        if rest or produced > self._reported:
-            yield Piece(rest, produced)
+        yield from self._events(rest)
+        for part in self._calls.flush() if self._calls else ():
+            self._reported = produced
+            yield self._event(part)
+        if produced > self._reported:
+            yield Piece("", produced)
+        if how == "stop" and self._calls and self._calls.calls:
+            how = "tool_calls"
         yield Finished(how, len(self.prompt), produced)
+
+
+class _Measured:
+    """Likelihoods of tokens whose text has not left yet."""
+
+    def __init__(self, model: ChatModel, likeliest: int) -> None:
+        assert model.words is not None
+        self._words = model.words
+        self._likeliest = likeliest
+        self._waiting: list[tuple[int, Chosen]] = []  # with the place of each one's first byte
+        self._measured = 0  # bytes
+        self._left = 0
+
+    def note(self, token: int, logits: torch.Tensor) -> None:
+        """The next token, and the logits that it was chosen from, before anything was done to them."""
+        odds = torch.log_softmax(logits.float(), dim=-1)
+        best = torch.topk(odds, self._likeliest) if self._likeliest else None
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True) if best else ()
+        likeliest = tuple(Likelihood(self._words.bytes_of(other), _nats(value)) for other, value in pairs)
+        chosen = Chosen(self._words.bytes_of(token), _nats(float(odds[token])), likeliest)
+        self._waiting.append((self._measured, chosen))
+        self._measured += len(chosen.token)
+
+    def of(self, text: str) -> tuple[Chosen, ...]:
+        """Those that begin within the next piece of text."""
+        self._left += len(text.encode())
+        begun = [chosen for place, chosen in self._waiting if place < self._left]
+        del self._waiting[: len(begun)]
+        return tuple(begun)
 
 
 class ChatBatch:
@@ -185,13 +272,19 @@ class ChatBatch:
         if not seq.reading:
             self._keep(seq)
             if seq.writing:
-                yield from seq.take(seq.sampler.choose(seq.logits))
+                yield from seq.take(seq.sampler.choose(seq.choices()))
 
     # --- answers -------------------------------------------------------------------------------------
 
     def _write(self, writers: list[tuple[int, Sequence]]) -> KeyedEvents:
         events = self._compute([(key, seq) for key, seq in writers if seq.token is not None])
-        ready = [(key, seq, seq.logits) for key, seq in writers if seq.logits is not None]
+        ready = []
+        for key, seq in writers:
+            try:
+                if seq.logits is not None:
+                    ready.append((key, seq, seq.choices()))
+            except EngineError as error:
+                events += self._tell(key, [error])
         tokens = choose_all([(seq.sampler, logits) for _, seq, logits in ready])
         for (key, seq, _), token in zip(ready, tokens, strict=True):
             events += self._guarded(key, seq.take(token))
@@ -253,6 +346,11 @@ class ChatBatch:
 
     def _seated(self) -> list[tuple[int, Sequence]]:
         return list(islice(self._sequences.items(), self._slots))
+
+
+def _nats(logarithm: float) -> int:
+    """As it travels. What has no probability at all has the largest number."""
+    return min(round(max(-logarithm, 0.0) * 1_000_000), MAX_INTEGER) if logarithm > -1e9 else MAX_INTEGER
 
 
 def _token(seq: Sequence) -> int:
