@@ -21,6 +21,7 @@ from node.version import VERSION
 from protocol.ids import NodeId, peer_id
 from protocol.messages import ModelOffer
 from protocol.requests import request_name
+from protocol.wishes import FEATURES
 
 MOST_SHOWN = 512  # offers, and peers, in a snapshot: more is no picture that anybody looks at
 
@@ -130,13 +131,15 @@ def _offer(node: NodeId, own: bool, model: ModelOffer) -> OfferFacts:
 
 def _together(realm: str, name: str, offers: Sequence[ModelOffer]) -> ModelFacts:
     """One model, whoever serves it."""
+    requests = {request_name(number) for offer in offers for number in offer.requests}
+    abilities = {feature for offer in offers for feature in offer.features}
     cheapest = min(offers, key=lambda offer: (offer.price_out, offer.price_in))
     return ModelFacts(
         realm,
         name,
         workers=len(offers),
         context_tokens=max(offer.context_tokens for offer in offers),
-        features=tuple(sorted({request_name(number) for offer in offers for number in offer.requests})),
+        features=(*sorted(requests), *(str(feature.name).lower() for feature in FEATURES if feature in abilities)),
         price_in=cheapest.price_in,
         price_out=cheapest.price_out,
     )

@@ -90,7 +90,7 @@ class _Streamed:
         return await self._stream.run(self._follow)
 
     async def _follow(self) -> None:
-        async with aclosing(_merged(self._askings)) as events:
+        async with aclosing(merged(self._askings)) as events:
             async for index, item in events:
                 await self._choices[index].take(item)
         done = [asking.completed for asking in self._askings if asking.completed is not None]
@@ -147,7 +147,7 @@ class _StreamedChoice:
             await self._stream.send(self._shapes.chunk({}, index=self._index) | news)
 
 
-async def _merged(askings: Sequence[Asking]) -> AsyncGenerator[tuple[int, AnswerEvent | None], None]:
+async def merged(askings: Sequence[Asking]) -> AsyncGenerator[tuple[int, AnswerEvent | None], None]:
     """(choice, event) as they come, up to each one's `Completed`. Raises `ApiError` for any other end of one."""
     if len(askings) == 1:
         async with aclosing(askings[0].events_and_pauses()) as events:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from aiohttp import web
 from pydantic import Field
@@ -20,21 +20,21 @@ from pydantic import Field
 from node.answers import AnswerEvent, Completed, Delta, Question, TokenLogprob
 from node.gateway.answer_shapes import ChoicesAnswer
 from node.gateway.asking import Asker, Asking
-from node.gateway.conversing import Said, chat_question, whole
+from node.gateway.chat import merged
+from node.gateway.conversing import Said, chat_questions, whole
 from node.gateway.failures import ApiError
-from node.gateway.openai import StreamOptions, facts, usage
+from node.gateway.openai import MOST_CHOICES as MOST_OF_ONE
+from node.gateway.openai import StreamOptions, facts, facts_of_all, usage_of_all
 from node.gateway.routes import EVENTS, Answered, Route
 from node.gateway.sse import DONE_EVENT, EventStream
 from node.gateway.standing import Standing
 from node.gateway.wishes import Lenient, MtorWishes, parse, unsupported
 from protocol import params
 
-Result = TypeVar("Result")
-
 MOST_CHOICES = 16  # queries of one request
 SAMPLING = (
     *("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty"),
-    *("frequency_penalty", "presence_penalty", "stop"),
+    *("frequency_penalty", "presence_penalty", "stop", "seed", "n"),
 )
 
 
@@ -46,7 +46,7 @@ class CompletionRequest(Lenient):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     echo: bool | None = None
-    n: int | None = Field(None, ge=1, le=MOST_CHOICES)
+    n: int | None = Field(None, ge=1, le=MOST_OF_ONE)
     best_of: int | None = None
     suffix: str | None = None
     logprobs: int | None = Field(None, ge=0, le=5)
@@ -86,9 +86,7 @@ def read_completion_request(body: bytes) -> Asked:
         raise ApiError(400, message, code="invalid_value", param="n" if copies > 1 else "prompt")
     places = ["prompt"] if isinstance(wanted.prompt, str) else [f"prompt.{index}" for index in range(len(prompts))]
     questions = [
-        _question(wanted, prompt, place, copy)
-        for prompt, place in zip(prompts, places, strict=True)
-        for copy in range(copies)
+        each for prompt, place in zip(prompts, places, strict=True) for each in _questions(wanted, prompt, place)
     ]
     echoes = [prompt if wanted.echo else "" for prompt in prompts for _ in range(copies)]
     options = wanted.stream_options or StreamOptions()
@@ -117,15 +115,15 @@ def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str]
     return texts
 
 
-def _question(wanted: CompletionRequest, prompt: str, place: str, copy: int) -> Question:
+def _questions(wanted: CompletionRequest, prompt: str, place: str) -> tuple[Question, ...]:
+    """One a choice of this prompt."""
     fields = {name: getattr(wanted, name) for name in SAMPLING}
     fields |= {"model": wanted.model, "messages": [{"role": "user", "content": prompt}]}
-    fields["seed"] = None if wanted.seed is None else (wanted.seed + copy) % 2**63
     if wanted.logprobs is not None:
         fields |= {"logprobs": True, "top_logprobs": wanted.logprobs}
     if wanted.mtor is not None:
         fields["mtor"] = wanted.mtor.model_dump()
-    return chat_question(fields, [place])
+    return chat_questions(fields, [place])
 
 
 class CompletionRoutes:
@@ -192,35 +190,21 @@ def _logprobs(tokens: list[TokenLogprob], offset: int) -> dict[str, Any]:
 
 
 async def _whole(asked: Asked, askings: list[Asking]) -> web.Response:
-    ended = await _together([asyncio.ensure_future(whole(asking)) for asking in askings])
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(whole(asking)) for asking in askings]
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    ended = [task.result() for task in tasks]
     shapes = _Shapes(asked)
     shapes.model = ended[0][0].model
     choices = [
         shapes.choice(index, echo + said.text, said.logprobs, done.finish)
         for index, (echo, (said, done)) in enumerate(zip(asked.echoes, ended, strict=True))
     ]
-    body = shapes.frame(choices) | _counts([done for _, done in ended])
+    done = [done for _, done in ended]
+    body = shapes.frame(choices) | {"usage": usage_of_all(done), "mtor": facts_of_all(done)}
     return web.json_response(body, headers=askings[0].headers())
-
-
-async def _together(tasks: Sequence[asyncio.Future[Result]]) -> list[Result]:
-    """All results. The first failure ends the others and is raised."""
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _counts(done: list[Completed]) -> dict[str, Any]:
-    """`usage` and the `mtor` object, over all choices: each of them is a query that is paid."""
-    counts = [usage(each) for each in done]
-    told = [facts(each) for each in done]
-    shares = [share for each in told for share in each["shares"]]
-    summed = {name: sum(each[name] for each in told) for name in ("units_in", "units_out", "cost_micro")}
-    about = {"ttft_ms": told[0]["ttft_ms"], "failover": any(each["failover"] for each in told), "shares": shares}
-    return {"usage": {name: sum(each[name] for each in counts) for name in counts[0]}, "mtor": summed | about}
 
 
 class _Streamed:
@@ -231,27 +215,20 @@ class _Streamed:
         self._askings = askings
         self._stream = stream
         self._shapes = _Shapes(asked)
-        self._writing = asyncio.Lock()  # the first write sends the headers, and that takes a while
+        self._said = [Said() for _ in askings]
+        self._standing = [Standing() for _ in askings]
 
     async def follow(self) -> None:
         """Send the choices as they come, then the end."""
-        following = [asyncio.ensure_future(self._choice(index)) for index in range(len(self._askings))]
-        done: list[Completed] = await _together(following)
-        counts = _counts(done)
+        async with aclosing(merged(self._askings)) as events:
+            async for index, item in events:
+                self._said[index].take(item)
+                self._shapes.model = self._shapes.model or self._said[index].model
+                await self._take(index, item, self._said[index], self._standing[index])
         if self._asked.include_usage:
-            await self._stream.send(self._shapes.frame([]) | counts)
+            done = [asking.completed for asking in self._askings if asking.completed is not None]
+            await self._stream.send(self._shapes.frame([]) | {"usage": usage_of_all(done)})
         await self._stream.write(DONE_EVENT)
-
-    async def _choice(self, index: int) -> Completed:
-        asking, said, standing = self._askings[index], Said(), Standing()
-        async with aclosing(asking.events_and_pauses()) as events:
-            async for item in events:
-                said.take(item)
-                self._shapes.model = self._shapes.model or said.model
-                async with self._writing:
-                    await self._take(index, item, said, standing)
-        assert asking.completed is not None
-        return asking.completed
 
     async def _take(self, index: int, item: AnswerEvent | None, said: Said, standing: Standing) -> None:
         if standing.note(item, begun=self._stream.begun):

@@ -20,12 +20,12 @@ from node.gateway.openai import read_chat_request
 MESSAGE = re.compile(r"\bmessages\.(\d+)(\.content)?")
 
 
-def chat_question(fields: Mapping[str, Any], places: Sequence[str]) -> Question:
-    """The query of a chat completion with these fields. `places` are the client's names of the messages.
-    Raises `ApiError`."""
+def chat_questions(fields: Mapping[str, Any], places: Sequence[str]) -> tuple[Question, ...]:
+    """The queries of a chat completion with these fields, one a choice. `places` are the client's names of the
+    messages. Raises `ApiError`."""
     given = {name: value for name, value in fields.items() if value is not None}
     try:
-        return read_chat_request(json.dumps(given).encode()).question
+        return read_chat_request(json.dumps(given).encode()).questions
     except ApiError as error:
         raise _renamed(error, places) from None
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from node.answers import Question
-from node.gateway.conversing import chat_question
+from node.gateway.conversing import chat_questions
 from node.gateway.failures import ApiError
 from node.gateway.wishes import Lenient, MtorWishes, unsupported
 from protocol import params
@@ -141,7 +141,8 @@ def _question(wanted: OllamaQuery, messages: list[Json], places: Sequence[str], 
         "response_format": _format(wanted.format),
         "mtor": wanted.mtor.model_dump() if wanted.mtor else None,
     }
-    return chat_question(fields | more, places)
+    (asked,) = chat_questions(fields | more, places)
+    return asked
 
 
 def _format(format: str | Json | None) -> Json | None:

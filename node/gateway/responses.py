@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -19,7 +20,7 @@ from node.gateway.answer_shapes import ResponseAnswer
 from node.gateway.asking import Asker, Asking
 from node.gateway.conversing import Said, whole
 from node.gateway.failures import ApiError
-from node.gateway.openai import facts, usage
+from node.gateway.openai import facts, likelihoods, usage
 from node.gateway.responses_request import NOTHING_KEPT, Asked, Json, ResponsesRequest, read_responses_request
 from node.gateway.routes import EVENTS, Answered, Route
 from node.gateway.sse import EventStream, compact
@@ -135,15 +136,9 @@ def _new(kind: str) -> str:
     return f"{kind}_{secrets.token_hex(12)}"
 
 
-def _logprobs(tokens: list[TokenLogprob] | tuple[TokenLogprob, ...]) -> list[Json]:
-    return [
-        _logprob(each.token, each.logprob) | {"top_logprobs": [_logprob(*likely) for likely in each.top]}
-        for each in tokens
-    ]
-
-
-def _logprob(token: str, logprob: float) -> Json:
-    return {"token": token, "logprob": logprob, "bytes": list(token.encode(errors="replace"))}
+def _logprobs(tokens: Sequence[TokenLogprob]) -> list[Json]:
+    found: list[Json] = likelihoods(tokens)["content"]
+    return found
 
 
 def _usage(done: Completed) -> Json:

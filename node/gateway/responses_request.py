@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from node.answers import Question
-from node.gateway.conversing import chat_question
+from node.gateway.conversing import chat_questions
 from node.gateway.failures import ApiError
 from node.gateway.wishes import Lenient, MtorWishes, parse, unsupported
 from protocol import params
@@ -95,7 +95,8 @@ def read_responses_request(body: bytes) -> Asked:
     }
     if LOGPROBS in (wanted.include or []):
         fields |= {"logprobs": True, "top_logprobs": wanted.top_logprobs}
-    return Asked(chat_question(fields, conversation.places), wanted)
+    (asked,) = chat_questions(fields, conversation.places)
+    return Asked(asked, wanted)
 
 
 def _refuse_unsupported(wanted: ResponsesRequest) -> None:
