@@ -200,3 +200,21 @@ async def test_keys_are_wanted_here_too(tmp_path: Path) -> None:
             assert refused.status == 401 and "mtor keys create" in refused.json["error"]
         allowed = await world.ask("GET", "/api/tags", headers={"Authorization": f"Bearer {key}"})
         assert allowed.status == 200
+
+
+async def test_tools_their_results_and_schemas_travel(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    call = {"function": {"name": "weather", "arguments": {"city": "Paris"}}}
+    said = [
+        *HELLO,
+        {"role": "assistant", "content": "", "tool_calls": [call, call]},
+        {"role": "tool", "content": "rain", "tool_name": "weather"},
+        {"role": "tool", "content": "sun", "tool_name": "weather"},
+    ]
+    async with gateway_world(tmp_path) as world:
+        assert (await chat(world, messages=said, tools=tools)).status == 200
+        (wishes,) = world.answers.asked[0].request.wishes  # type: ignore[union-attr]
+        assert [tool.name for tool in wishes.tools] == ["weather"] and len(wishes.calls) == 2
+        for format in ("json", {"type": "object", "properties": {"a": {"type": "string"}}}):
+            assert (await chat(world, format=format)).status == 200
+            assert world.answers.asked[-1].request.wishes[0].schema  # type: ignore[union-attr]

@@ -181,3 +181,23 @@ async def test_nothing_is_kept(tmp_path: Path) -> None:
         for method in ("GET", "DELETE"):
             reply = await world.ask(method, f"{PATH}/{made}")
             assert reply.status == 404 and "nothing is kept" in reply.error["message"]
+
+
+async def test_tools_and_their_results_travel(tmp_path: Path) -> None:
+    tools = [{"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": True}]
+    said = [
+        {"role": "user", "content": "hello"},
+        {"type": "function_call", "call_id": "call_1", "name": "weather", "arguments": '{"city": "Paris"}'},
+        {"type": "function_call_output", "call_id": "call_1", "output": "rain"},
+    ]
+    schema = {"format": {"type": "json_schema", "name": "city", "schema": {"type": "object"}}}
+    async with gateway_world(tmp_path) as world:
+        named = {"type": "function", "name": "weather"}
+        reply = await ask(world, input=said, tools=tools, tool_choice=named, text=schema)
+        assert reply.status == 200, reply.body
+        request: Any = world.answers.asked[0].request
+        (wishes,) = request.wishes
+        assert [tool.name for tool in wishes.tools] == ["weather"] and wishes.must_call == 1 and wishes.schema
+        assert [call.name for call in wishes.calls] == ["weather"] and request.turns[-1].text == "rain"
+        lost = await ask(world, input=[said[0], said[2]])
+        assert lost.status == 400 and lost.error["param"].startswith("input.1"), lost.body
