@@ -14,7 +14,7 @@ from tests.interop.answering import any_realm
 from tests.node.gateway_world import ScriptedAnswers, ScriptedFacts, ScriptedOperations, gateway_world, saying
 
 EXAMPLES = 12  # of what is made up for each route
-BUDGET = 40  # seconds, after which no more is made up: a busy machine tries less
+BUDGET = 30  # seconds, after which no more is made up: a busy machine tries less
 SECONDS = 150  # more than this is a hang
 CHECKS = (
     "not_a_server_error",
