@@ -125,21 +125,26 @@ def _offer(node: NodeId, own: bool, model: ModelOffer) -> OfferFacts:
         price_in=model.price_in,
         price_out=model.price_out,
         free=bool(model.free),
-        features=tuple(request_name(number) for number in model.requests),
+        features=_features([model]),
     )
 
 
 def _together(realm: str, name: str, offers: Sequence[ModelOffer]) -> ModelFacts:
     """One model, whoever serves it."""
-    requests = {request_name(number) for offer in offers for number in offer.requests}
-    abilities = {feature for offer in offers for feature in offer.features}
     cheapest = min(offers, key=lambda offer: (offer.price_out, offer.price_in))
     return ModelFacts(
         realm,
         name,
         workers=len(offers),
         context_tokens=max(offer.context_tokens for offer in offers),
-        features=(*sorted(requests), *(str(feature.name).lower() for feature in FEATURES if feature in abilities)),
+        features=_features(offers),
         price_in=cheapest.price_in,
         price_out=cheapest.price_out,
     )
+
+
+def _features(offers: Sequence[ModelOffer]) -> tuple[str, ...]:
+    """What can be asked of a model, by the names of requests, and what it can beyond text."""
+    requests = {request_name(number) for offer in offers for number in offer.requests}
+    abilities = {feature for offer in offers for feature in offer.features}
+    return (*sorted(requests), *(str(feature.name).lower() for feature in FEATURES if feature in abilities))

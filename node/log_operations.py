@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -55,9 +55,10 @@ class LogOperations:
             for record in last:
                 await emit(record)
             shown = {_key(record) for record in last}  # of these, some came to the follower as well
-            async for record in follower.records():
-                if wish.takes(record) and _key(record) not in shown:
-                    await emit(record)
+            async with aclosing(follower.records()) as records:
+                async for record in records:
+                    if wish.takes(record) and _key(record) not in shown:
+                        await emit(record)
 
     async def _last(self, wish: Wish, lines: int) -> list[Record]:
         return await trio.to_thread.run_sync(read_log, self._data, wish, lines)
@@ -98,7 +99,7 @@ class _Follower(logging.Handler):
     def _wake(self) -> None:
         self._came.set()
 
-    async def records(self) -> AsyncIterator[Record]:
+    async def records(self) -> AsyncGenerator[Record, None]:
         """One after the other as they come."""
         while True:
             await self._came.wait()

@@ -11,10 +11,24 @@ from node.config import GatewaySection
 from node.engines.fake import FakeEngine
 from node.facts import NodeFacts
 from node.figures import NodeFigures
+from node.gameguard import GuardState
 from node.gateway.http import Gateway
+from node.gateway.ports import FederationFacts
 from node.measures import Measures
 from tests.node.federation import MemoryFederation, MemoryNode, memory_federation
 from tests.node.gateway_world import ScriptedAnswers, ScriptedFacts, ScriptedOperations, World, saying
+
+RUNS = GuardState(False, "", 0, None, None, (), ())
+
+
+def facts_of(node: MemoryNode, measures: Measures | None = None, guard: GuardState = RUNS) -> NodeFacts:
+    """What a gateway over this node tells without a query."""
+    parts = (node.network, node.directory, node.services)
+    figures = NodeFigures(
+        measures or Measures(), *parts, node.worker, node.bookkeeper, lambda: node.worker.paused, lambda: ["one"]
+    )
+    federation = FederationFacts(node.bookkeeper.genesis.name, node.bookkeeper.federation.hex())
+    return NodeFacts("attic", *parts, federation, lambda: guard, figures)
 
 
 @asynccontextmanager
@@ -22,9 +36,7 @@ async def gateway_of(node: MemoryNode, data: Path) -> AsyncIterator[World]:
     """A real gateway over a node in memory, with the figures that a real one has."""
     measures = Measures(lambda: {service.realm for service in node.services})
     node.worker.measures = node.router.measures = measures
-    parts = (measures, node.network, node.directory, node.services, node.worker, node.bookkeeper)
-    figures = NodeFigures(*parts, lambda: node.worker.paused, lambda: ["one"])
-    facts = NodeFacts(node.network, node.directory, node.services, figures)
+    facts = facts_of(node, measures)
     answers = WatchedAnswers(node.router, measures)
     gateway = Gateway(GatewaySection(port=0), data, answers, ScriptedOperations(), facts)
     async with trio.open_nursery() as nursery:

@@ -4,17 +4,12 @@ import json
 from dataclasses import asdict
 
 from node.engines.fake import FakeEngine
-from node.facts import NodeFacts
 from node.gameguard import GuardState
 from protocol.ids import peer_id
-from tests.node.federation import MemoryNode, memory_federation
+from tests.node.federation import memory_federation
+from tests.node.gateways import facts_of
 
-RUNS = GuardState(False, "", 0, None, None, (), ())
 PAUSED = GuardState(True, "a game", 5, None, None, (), ())
-
-
-def facts_of(node: MemoryNode, guard: GuardState = RUNS) -> NodeFacts:
-    return NodeFacts("attic", node.network, node.directory, node.services, node.bookkeeper, lambda: guard)
 
 
 async def test_the_view_names_peers_and_all_that_is_on_offer() -> None:
@@ -35,7 +30,7 @@ async def test_own_models_are_told_as_they_are_now() -> None:
         [own] = [offer for offer in (await facts_of(worker).snapshot()).offers if offer.own]
         assert own.slots == 2
         worker.services.paused = True  # no offer of it went out yet
-        paused = await facts_of(worker, PAUSED).snapshot()
+        paused = await facts_of(worker, guard=PAUSED).snapshot()
         assert [offer.slots for offer in paused.offers if offer.own] == [0]
         assert paused.paused and paused.pause_reason == "a game"
 
@@ -48,7 +43,7 @@ async def test_a_node_that_loads_or_is_paused_says_why_it_is_not_ready() -> None
         loading = await facts_of(node).snapshot()
         assert loading.loading == ("smollm2-135m",) and "being loaded" in loading.ready_reason
         node.services.paused = True
-        assert "paused" in (await facts_of(node, PAUSED).snapshot()).ready_reason
+        assert "paused" in (await facts_of(node, guard=PAUSED).snapshot()).ready_reason
 
 
 async def test_the_view_holds_no_address_and_no_balance() -> None:

@@ -265,7 +265,7 @@ async def test_a_clients_own_name_for_its_request_is_kept_and_cleaned(
 
 async def test_who_asked_is_told_by_name_and_never_by_key(tmp_path: Path) -> None:
     start_logging(LogSection(level="debug"), tmp_path)
-    key = ApiKeys(tmp_path).create("laptop \x1b[31m")
+    key = ApiKeys(tmp_path).create("laptop")
     async with gateway_world(tmp_path) as world:
         for bearer in (key, world.token, "sk-of-another-service"):
             headers = {"Authorization": f"Bearer {bearer}", "x-request-id": "r1"}
@@ -273,7 +273,7 @@ async def test_who_asked_is_told_by_name_and_never_by_key(tmp_path: Path) -> Non
             await world.ask("POST", "/v1/chat/completions", {"model": "auto", "messages": message}, headers)
         token = world.token
     asked = [found[1] for line in lines(tmp_path) if (found := re.search(r"asked by (.*?):", line))]
-    assert asked == ["key laptop \ufffd[31m, request r1", "operator, request r1", "anonymous, request r1"]
+    assert asked == ["key laptop, request r1", "operator, request r1", "anonymous, request r1"]
     text = "\n".join(lines(tmp_path))
     assert "POST /v1/chat/completions 200 in " in text  # the access line
     assert not any(secret in text for secret in (key, token, "sk-of-another-service"))
