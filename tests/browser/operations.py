@@ -97,7 +97,6 @@ class NodeState:
             catalogue_row(EYES, "Eyes: a classifier and a reader", "$VISION", 34, installed=False),
             catalogue_row(PAINTER, "Emoji-like pictures", "$IMAGINE", 12, installed=True, builtin=True),
         ]
-        self.keys: list[Json] = []
         self.blocked: list[Json] = []
         self.stopped = False
 
@@ -312,40 +311,7 @@ class PanelOperations:
         counts = {"ready": True, "slots": 2, "busy": 1, "queued": 0, "answered": 12, "failed": 1}
         return {"workers": [server | counts | {"last_error": "it took longer than 60 s"}]}
 
-    # --- keys, limits, settings, peers -----------------------------------------------------------------
-
-    def _keys_list(self) -> Json:
-        return {"keys": self.state.keys}
-
-    def _keys_create(self, name: str, **more: Any) -> Json:
-        identity = f"{len(self.state.keys) + 1:012x}"
-        kept: Json = {
-            "id": identity,
-            "name": name,
-            "created": int(time.time()),
-            "expires": None,
-            "scopes": [],
-            "requests_per_minute": None,
-            "tokens_per_minute": None,
-            "monthly_credits": None,
-            "spent_this_month": 0,
-            "account": "",
-            "last_used": None,
-        }
-        days = more.pop("expires_days", None)
-        kept |= more | ({"expires": kept["created"] + days * 86_400} if days else {})
-        self.state.keys.append(kept)
-        return kept | {"key": "mtor-" + "k" * 43}
-
-    def _keys_revoke(self, id: str) -> Json:
-        self.state.keys = [key for key in self.state.keys if key["id"] != id]
-        return {"revoked": id}
-
-    def _limits_show(self) -> Json:
-        return {"limits": {"requests_per_minute": 60, "tokens_per_minute": 100_000, "max_concurrent": 64}}
-
-    def _page_link(self) -> Json:
-        return {"url": "http://127.0.0.1:9000/#unlock=CODE"}
+    # --- settings, peers -----------------------------------------------------------------
 
     def _config_show(self) -> Json:
         told = {

@@ -16,7 +16,6 @@ from typing import Any
 
 import trio
 
-from node import operations
 from node.config import GatewaySection
 from node.gateway import watching
 from node.gateway.http import Gateway
@@ -27,11 +26,6 @@ from tests.browser.answers import OWN, PromptedAnswers
 from tests.browser.operations import NodeState, PanelOperations
 
 START_SECONDS = 30
-LATER = ["serving.stop", "workers.list", "config.show", "config.set", "peers.block", "peers.unblock", "peers.blocked"]
-for name in LATER:
-    operations.OPERATIONS.setdefault(name, "")
-for name in ("serving.start", "logs.tail"):
-    operations.STREAMED.setdefault(name, "")
 
 watching.LOOK_SECONDS = 0.1  # the page learns of a change at once, and no test waits a second for it
 

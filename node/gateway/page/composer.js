@@ -24,7 +24,7 @@ function icon(name) {
 export function composer(context, conversations, chosen, { editLast }) {
   const text = el("textarea.compose-text", { rows: "1", "aria-label": "Your message", placeholder: "Ask anything", "aria-describedby": "compose-keys" });
   const files = el("input", { type: "file", accept: "image/*", multiple: true, hidden: true, "aria-label": "Pictures", onchange: () => {
-    tray.add(files.files);
+    tray.add([...files.files]);
     files.value = "";
   } });
   const tray = pictureTray(() => changed());
@@ -138,7 +138,7 @@ export function composer(context, conversations, chosen, { editLast }) {
       const pictures = picturesIn(event.dataTransfer);
       if (!event.dataTransfer.files.length) return;
       event.preventDefault();
-      tray.add(pictures.length ? pictures : event.dataTransfer.files);
+      tray.add(pictures.length ? pictures : [...event.dataTransfer.files]);
     });
   }
 

@@ -164,11 +164,17 @@ export class Conversations {
 
   async #takeUp(id) {
     const conversation = this.#loaded.get(id) || (await this.#history.get(id));
+    let lost = false;
     for (const answer of conversation?.messages || []) {
       if (answer.state !== "running" || this.#running.has(answer.id)) continue;
-      if (answer.query) this.#follow(conversation, answer, this.#context.socket.resume(answer.query, answer.seq));
-      else Object.assign(answer, { state: "failed", error: { message: "the page was closed before the node took the question" } });
+      if (answer.query) {
+        this.#follow(conversation, answer, this.#context.socket.resume(answer.query, answer.seq));
+      } else {
+        Object.assign(answer, { state: "failed", error: { message: "the page was closed before the node took the question" } });
+        lost = true;
+      }
     }
+    if (lost) await this.#write(conversation);
   }
 
   #follow(conversation, answer, query) {
@@ -194,7 +200,8 @@ export class Conversations {
       this.#end(conversation, answer, { state: "stopped" });
     } else {
       this.#tell("event", conversation, answer, event);
-      this.#saveSoon(conversation);
+      if (event.type === "accepted") this.#write(conversation); // by its id it is found again
+      else this.#saveSoon(conversation);
     }
   }
 

@@ -47,7 +47,7 @@ export function pictureTray(changed) {
     element.hidden = !urls.length;
     fill(element, urls.map((url, index) => el("div.thumb", { role: "listitem" },
       el("img", { src: url, alt: `Picture ${index + 1}` }),
-      button("×", () => set(urls.filter((each) => each !== url)), { kind: "bare small", label: `Remove picture ${index + 1}` }))));
+      button("×", () => set(urls.filter((_, other) => other !== index)), { kind: "bare small", label: `Remove picture ${index + 1}` }))));
   }
 
   function set(next) {
@@ -60,7 +60,8 @@ export function pictureTray(changed) {
     for (const file of files) {
       if (urls.length >= MOST_PICTURES) return toast(`A message shows at most ${MOST_PICTURES} pictures.`, "bad");
       try {
-        set([...urls, await shrunk(file)]);
+        const url = await shrunk(file);
+        set([...urls, url].slice(0, MOST_PICTURES));
       } catch (error) {
         toast(error.message, "bad");
       }

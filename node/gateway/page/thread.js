@@ -36,9 +36,12 @@ export function thread(context, conversations, { ask, welcome }) {
   let conversation = null;
   let shown = new Map(); // by message id: {element, update(event)}
   let follows = true;
+  let lastTop = 0;
 
   log.addEventListener("scroll", () => {
-    follows = log.scrollHeight - log.scrollTop - log.clientHeight < NEAR_END;
+    const near = log.scrollHeight - log.scrollTop - log.clientHeight < NEAR_END;
+    follows = near || (follows && log.scrollTop >= lastTop); // what grows below is no reason; who goes up wants to read there
+    lastTop = log.scrollTop;
     newest.hidden = follows;
   }, { passive: true });
   const grown = new ResizeObserver(() => follows && scrollToEnd());
