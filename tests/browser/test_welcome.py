@@ -20,7 +20,7 @@ def get_model(page: Page) -> None:
 def test_to_a_first_answer_by_three_presses(visit: Visitor, world: BrowserWorld) -> None:
     world.state.bare()
     page = visit("chat", unlocked=True)
-    expect(page.locator(".welcome")).to_contain_text("This node has no model yet, and is connected with nobody.")
+    expect(page.locator(".welcome")).to_contain_text("This node serves no model yet, and is connected with nobody.")
     expect(page.locator(".button.large")).to_have_text(
         "Get a small chat model SmolLM2 135M, 98.0 MB, licence Apache-2.0"
     )

@@ -10,6 +10,7 @@ import { Observable } from "./observable.js";
 import { recall, remember as keep } from "./settings.js";
 
 const MIB = 1024; // MiB in a GiB
+const PATIENCE = 600; // seconds: who watches an answer grow stops it himself
 const SPOKEN = { "$IMAGINE": "units of picture", "$SPEECH": "tenths of a second" }; // tokens otherwise
 const TYPICAL = { "$CHAT": { in: 200, out: 300 }, "$VISION": { in: 400, out: 120 }, "$IMAGINE": { in: 20, out: 16 }, "$SPEECH": { in: 30, out: 60 } };
 const OTHER_USES = ["$VISION", "$IMAGINE", "$SPEECH"]; // realms with routes of their own: not offered as a kind of chat
@@ -188,7 +189,7 @@ export function choice(context, { realm, remember }) {
     if (wish.price) Object.assign(mtor, { max_price_in: Math.round(wish.price * 1e6), max_price_out: Math.round(wish.price * 1e6) });
     if (wish.context) mtor.min_context_tokens = wish.context;
     if (wish.worker) mtor.worker = wish.worker;
-    if (wish.deadline) mtor.deadline_ms = wish.deadline * 1_000;
+    mtor.deadline_ms = (wish.deadline || PATIENCE) * 1_000;
     return { model: wish.model, mtor };
   }
 
@@ -227,7 +228,7 @@ function requirementInputs(context, changed) {
       field("Graphics memory at least (GB)", inputs.vram),
       field("Context at least (tokens)", inputs.context),
       field("Highest price (credits)", inputs.price, "for 1,000 units, in and out alike"),
-      field("Whole answer within (s)", inputs.deadline, "120 if nothing is said"),
+      field("Whole answer within (s)", inputs.deadline, `${PATIENCE} if nothing is said`),
       field("Device", device),
       field("Worker", worker),
     ],
@@ -272,18 +273,29 @@ const LANES = { own: "your own node", free: "free lane", paid: "" };
 /** Who answered, how fast, for how much. `seconds`: of the whole answer, where the caller knows. */
 export function answered(event, context, { seconds = event.seconds } = {}) {
   const { shares = [], ttft_ms = 0, cost_micro = 0, failover = false } = event.mtor || {};
-  const names = [...new Set(shares.map((share) => workerName(context, share.worker)))];
+  const names = el("span");
   const lanes = [...new Set(shares.map((share) => LANES[share.lane] ?? share.lane))].filter(Boolean);
+  whenKnown(context, () => { names.textContent = [...new Set(shares.map((share) => workerName(context, share.worker)))].join(", then ") || "an unknown worker"; });
   const told = [
-    names.join(", then ") || "an unknown worker",
     event.model,
     ttft_ms ? `first word after ${duration(ttft_ms / 1_000)}` : "",
     seconds ? duration(seconds) : "",
     cost_micro ? `${credits(cost_micro) === "0" ? "less than 0.0001" : credits(cost_micro)} credits` : `free${lanes.length ? ` (${lanes.join(", ")})` : ""}`,
     failover ? "another worker went on after the first was lost" : "",
   ].filter(Boolean);
-  return el("p.answered.small-text.soft", {}, `Answered by ${told.join(" · ")} `,
+  return el("p.answered.small-text.soft", {}, "Answered by ", names, ` · ${told.join(" · ")} `,
     button("Why?", () => explain(event, context), { kind: "bare small", label: "Why this worker and this price" }));
+}
+
+/** At once, and again when the node has told its name and its peers, if it has not yet. */
+function whenKnown(context, tell) {
+  tell();
+  if (context.node.value) return;
+  const leave = context.node.watch((node) => {
+    if (!node) return;
+    tell();
+    queueMicrotask(() => leave());
+  });
 }
 
 function explain(event, context) {

@@ -7,7 +7,7 @@ import { Observable } from "./observable.js";
 
 const EXAMPLES = ["What is the capital of France?", "Write a short poem about a cat who codes.", "Explain to a child why the sky is blue."];
 const NOT_FOR_CHAT = ["$VISION", "$IMAGINE", "$SPEECH"];
-const STEPS = { fetch: "Fetching it", verify: "Checking it", convert: "Converting it, once", load: "Loading it", warm: "Trying it", ready: "Ready" };
+const STEPS = { fetch: "Fetching it", verify: "Checking it", convert: "Converting it, once", looking: "Looking where it fits", loading: "Loading it" };
 
 /** What is being got ready: {title, text, done, total, error, cancel} or null. It goes on while another view is shown. */
 const work = new Observable(null);
@@ -69,7 +69,7 @@ export function welcome(context, { use, ready }) {
   function nothing(node) {
     const offer = el("div", {}, getButton("Get a small chat model", null));
     const card = el("div.empty", {}, el("h2", {}, "Welcome. One thing is missing: a model"),
-      el("p", {}, node.peers.length ? `This node is connected, but nobody there offers a chat model, and it serves none itself.` : "This node has no model yet, and is connected with nobody."),
+      el("p", {}, node.peers.length ? `This node is connected, but nobody there offers a chat model, and it serves none itself.` : "This node serves no model yet, and is connected with nobody."),
       offer, el("p.hint", {}, "It runs on this machine, without an account; what you ask it stays here."), said);
     if (context.operator.unlocked.value) fillOffer(offer);
     return card;
@@ -162,7 +162,7 @@ async function getReady(model, context) {
     work.set(null);
   };
   const tell = (more) => !stopped.signal.aborted && work.set({ title: `Getting ${nameOf(model)} ready`, text: "Beginning", done: 0, total: 0, cancel, again: () => getReady(model, context), ...more });
-  const progress = (line) => tell({ text: line.message || STEPS[line.step] || line.step, done: line.done_bytes || 0, total: line.total_bytes || 0 });
+  const progress = (line) => tell({ text: STEPS[line.step] || line.message || line.step, done: line.done_bytes || 0, total: line.total_bytes || 0 });
   tell({});
   try {
     if (!model.installed) await context.operator.stream("models.pull", { model: model.name }, progress, stopped.signal);
