@@ -75,7 +75,6 @@ REQUEST_ID_CHARACTERS = 128
 CLIENT_GONE = 499
 
 
-
 class GatewayError(Exception):
     """The gateway cannot start; the message names the fix."""
 

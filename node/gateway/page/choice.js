@@ -213,8 +213,6 @@ export function choice(context, { realm, remember }) {
       show();
       changed.set(value());
     },
-    /** Why nobody could take it now; "" if somebody could. */
-    reason: () => candidates(context.node.value, inRealm(), wish).reason,
   };
 }
 
