@@ -67,8 +67,9 @@ function listed(offer) {
   return isFree(offer) ? 0 : offer.price_in + offer.price_out;
 }
 
+/** A worker's free quota is for those who cannot pay: this node pays as long as it has credits. */
 function isFree(offer) {
-  return offer.own || offer.free || !(offer.price_in || offer.price_out);
+  return offer.own || !(offer.price_in || offer.price_out);
 }
 
 /** Choose realm, model and requirements. */
@@ -177,7 +178,7 @@ export function choice(context, { realm, remember }) {
         `${offer.device_name || offer.device}${offer.vram_mib ? `, ${Math.round(offer.vram_mib / MIB)} GB` : ""}`,
         offer.context_tokens ? offer.context_tokens.toLocaleString("en") : "–",
         offerQueue(offer),
-        isFree(offer) ? el("span.chip.good", {}, offer.own ? "free: your own node" : offer.price_out || offer.price_in ? `free lane, then ${price(offer)}` : "free") : price(offer),
+        isFree(offer) ? el("span.chip.good", {}, offer.own ? "free: your own node" : "free") : `${price(offer)}${offer.free ? ", or out of a free quota while you have no credits" : ""}`,
       ].map((content) => el("td", {}, content))))))) : el("p.soft", {}, `No worker offers ${inRealm()}.`));
   }
 
@@ -249,7 +250,7 @@ function price(offer) {
 }
 
 function priceWords(offer, units, unit, known) {
-  if (isFree(offer)) return offer.free && !offer.own && offer.price_out ? "Free, out of a quota," : "Free";
+  if (isFree(offer)) return "Free";
   return `About ${credits(cost(offer, units))} credits${known ? "" : " for a typical answer"} (1,000 ${unit}: ${credits(offer.price_in)} in, ${credits(offer.price_out)} out)`;
 }
 

@@ -31,6 +31,7 @@ export function recorder({ onBlock = null } = {}) {
   }
 
   function take(samples) {
+    if (!audio) return; // it was on its way when the microphone was closed
     level.set(loudness(samples));
     onBlock?.(samples, audio.sampleRate);
     if (length < LONGEST_SECONDS * audio.sampleRate) {
@@ -42,10 +43,10 @@ export function recorder({ onBlock = null } = {}) {
   /** Close the microphone; a promise of {wav, base64, seconds}, or null where nothing was recorded. */
   async function stop() {
     if (!audio) return null;
-    const rate = audio.sampleRate;
+    const [open, rate] = [audio, audio.sampleRate];
     for (const track of stream.getTracks()) track.stop();
-    await audio.close();
     audio = stream = null;
+    await open.close();
     level.set(0);
     const samples = resampled(joined(blocks), rate, RATE);
     return samples.length ? packed(samples) : null;
