@@ -52,6 +52,10 @@ class GatewaySection(Section):
 
     host: str = Field("127.0.0.1", description="Anything but loopback needs API keys.")
     port: int = Field(9000, ge=0, le=65_535, description="0 takes a free port.")
+    tls_certificate: Path | None = Field(
+        None, description="The gateway's own certificate, with those that signed it (PEM): it speaks https then."
+    )
+    tls_key: Path | None = Field(None, description="The certificate's key (PEM).")
     allowed_hosts: tuple[str, ...] = Field((), description="Host headers to answer besides loopback's.")
     allowed_origins: tuple[str, ...] = Field((), description="Origins of web pages that may call this gateway.")
     max_body_bytes: int = Field(
@@ -77,6 +81,12 @@ class GatewaySection(Section):
     address_concurrent: int = Field(32, ge=0, description="Queries of one address answered at once; 0 no limit.")
     limit_loopback: bool = Field(
         False, description="true: these limits of addresses and without a key also hold for this machine's programs."
+    )
+    max_connections: int = Field(
+        2_048, ge=1, le=100_000, description="Connections at once; one address from elsewhere has a quarter at most."
+    )
+    fetch_pictures: bool = Field(
+        False, description="true: a picture may be named by an http address, which this node fetches if it is public."
     )
     max_sockets: int = Field(64, ge=1, description="WebSockets open at once; more get 503.")
     max_socket_queries: int = Field(32, ge=1, description="Queries at once on one WebSocket.")

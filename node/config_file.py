@@ -126,9 +126,12 @@ def _leaves(tree: Mapping[str, Any]) -> list[Path_]:
     ]
 
 
+RELATIVE = (("node", "bootstrap"), ("hardware", "declared"), ("gateway", "tls_certificate"), ("gateway", "tls_key"))
+
+
 def _anchor(tree: dict[str, Any], folder: Path) -> None:
     """Make relative paths in the file start at its folder, so that it means the same from everywhere."""
-    for name, key in (("node", "bootstrap"), ("hardware", "declared")):
+    for name, key in RELATIVE:
         part = tree.get(name)
         if isinstance(part, dict) and isinstance(part.get(key), str):
             part[key] = str(folder / Path(part[key]).expanduser())

@@ -25,6 +25,7 @@ from node.measures import Measures
 from node.message_stream import MessageStream
 from node.network import Stream, StreamReset
 from node.nurseries import one_error
+from node.picture_headers import PictureRefused, check_pictures
 from node.scheduler import Scheduler, Ticket
 from node.served_queries import ServedQuery
 from node.services import ModelService, Services
@@ -52,6 +53,7 @@ from protocol.messages import (
     Query,
     Refuse,
     Settled,
+    VisionRequest,
 )
 from protocol.requests import (
     Request,
@@ -355,6 +357,8 @@ class _Serving:
                 await service.scheduler.wait_moved(ticket)
 
     async def _answer(self, service: ModelService, query: Query, request: Request, inputs: Sequence[bytes]) -> None:
+        if isinstance(request, VisionRequest):
+            _check_pictures(inputs)
         if isinstance(request, ChatRequest):
             wanted = min(request.max_tokens or service.max_tokens, service.max_tokens) - query.prefix_tokens
             if wanted <= 0:
@@ -562,6 +566,14 @@ def _check_size(request: Request, most: int) -> None:
             size = f"{request.width} x {request.height} pixels in {request.steps} steps"
             reason = f"{size} are {units} units, this worker makes at most {most}; ask for a smaller one or fewer steps"
             raise Refused(ErrorCode.INVALID_REQUEST, reason)
+
+
+def _check_pictures(pictures: Sequence[bytes]) -> None:
+    """Raises `Refused` (INVALID_REQUEST)."""
+    try:
+        check_pictures(pictures)
+    except PictureRefused as error:
+        raise Refused(ErrorCode.INVALID_REQUEST, str(error)) from None
 
 
 def _joined(batch: Sequence[EngineEvent | EngineError]) -> Iterator[EngineEvent | EngineError]:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets
+import ssl
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -47,6 +48,7 @@ class NodeClient:
             facts = json.loads((data / "gateway.json").read_text())
             self.url: str = facts["url"]
             self.pid: int = facts["pid"]
+            self._tls: dict[str, str] | None = facts.get("tls")
             self._token = (data / "admin.token").read_text().strip()
         except (OSError, ValueError, KeyError):
             raise NoNode(f"no node is running on {data}; start one with `mtor up`") from None
@@ -116,6 +118,12 @@ class NodeClient:
                 raise NodeRefused(response.status, _message(response))
             return response.read()
 
+    def _line(self, host: str, port: int | None) -> http.client.HTTPConnection:
+        """To the node, and to no other: with TLS it is known by its very certificate."""
+        if self._tls is None:
+            return http.client.HTTPConnection(host, port, timeout=self._timeout)
+        return _OwnNode(host, port, self._tls["certificate"], self._tls["name"], self._timeout)
+
     @staticmethod
     def parsed(body: bytes) -> Json:
         """A JSON answer."""
@@ -137,7 +145,7 @@ class NodeClient:
         """Whatever answer comes, to be read in the block."""
         parts = urlsplit(self.url)
         headers = {"Authorization": f"Bearer {self._token}", "Content-Type": kind}
-        with closing(http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=self._timeout)) as line:
+        with closing(self._line(parts.hostname or "", parts.port)) as line:
             try:
                 line.request(method, path, body, headers)
                 response = line.getresponse()
@@ -150,6 +158,24 @@ class NodeClient:
                     yield response
                 except (OSError, http.client.HTTPException):
                     raise NodeRefused(502, BROKEN_OFF) from None
+
+
+class _OwnNode(http.client.HTTPConnection):
+    """A connection by TLS to a node whose certificate is known. The name in it is checked, too; it need not be this
+    machine's, because a certificate is made for those who come from elsewhere."""
+
+    def __init__(self, host: str, port: int | None, certificate: str, name: str, timeout: float) -> None:
+        super().__init__(host, port, timeout=timeout)
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self._context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # this one, whoever signed it
+        self._context.load_verify_locations(cadata=certificate)
+        self._name = name
+
+    def connect(self) -> None:
+        """See `http.client`."""
+        super().connect()
+        self.sock = self._context.wrap_socket(self.sock, server_hostname=self._name)
 
 
 def _message(response: http.client.HTTPResponse) -> str:

@@ -23,6 +23,9 @@ from node.operations import GATEWAY_OPERATIONS, OPERATIONS, STREAMED, Json, Oper
 log = logging.getLogger("mtor.gateway")
 
 
+UNLOCK_BYTES = 1_024  # of the one body that is read of whoever comes
+
+
 class OperationArguments(BaseModel):
     """The operation's arguments, by name."""
 
@@ -77,10 +80,12 @@ class AdminRoutes:
 
     async def unlock(self, request: web.Request) -> web.Response:
         """A session for the code of a link."""
+        if len(await request.read()) > UNLOCK_BYTES:
+            raise ApiError(413, "a code is much shorter", code="request_too_large", param="code")
         code = (await _arguments(request)).get("code")
         if not isinstance(code, str) or not code.isascii():
             raise ApiError(400, 'send {"code": "…"}, from the link of `mtor open`', code="missing_value", param="code")
-        return web.json_response({"token": self._guards.unlock(request, code)}, headers={"Cache-Control": "no-store"})
+        return web.json_response({"token": self._guards.unlock(request, code)})
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """One operation."""
@@ -105,7 +110,7 @@ class AdminRoutes:
         async def job(emit: Any) -> None:
             await self._operations.stream(name, arguments, emit)
 
-        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "X-Accel-Buffering": "no"})
         await response.prepare(request)
         async with self._bridge.stream(job) as stream:
             try:

@@ -274,15 +274,17 @@ async def _form(request: web.Request) -> tuple[dict[str, str], bytes | None]:
     try:
         async with asyncio.timeout(FORM_SECONDS):
             reader = await request.multipart()
+            parts = 0
             while (part := await reader.next()) is not None:
+                parts += 1
+                if parts > FORM_FIELDS + 1:
+                    raise ApiError(400, f"a form has at most {FORM_FIELDS} fields", code="invalid_value")
                 if not isinstance(part, BodyPartReader) or not part.name:
                     continue
                 if part.name == "file":
                     sound = await _read(part, params.MAX_INPUT_BYTES)
-                elif len(fields) < FORM_FIELDS:
-                    fields[part.name] = (await _read(part, FORM_BYTES)).decode("utf-8", "replace")
                 else:
-                    raise ApiError(400, f"a form has at most {FORM_FIELDS} fields", code="invalid_value")
+                    fields[part.name] = (await _read(part, FORM_BYTES)).decode("utf-8", "replace")
     except (ValueError, AssertionError) as error:
         raise ApiError(400, f"the form cannot be read: {error}", code="invalid_value") from None
     except TimeoutError:

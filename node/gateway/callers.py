@@ -36,6 +36,11 @@ class Address:
             return str(ipaddress.ip_network((int(address), HOME_BITS), strict=False))
         return self.text
 
+    @property
+    def counted(self) -> str:
+        """The same; "" for this machine, whose own programs are not held apart."""
+        return "" if self.local else self.group
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:
@@ -99,6 +104,12 @@ def parse_address(text: str) -> IPAddress | None:
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address
+
+
+def is_within(text: str, networks: Sequence[Network]) -> bool:
+    """True if this is an address of one of them."""
+    address = parse_address(text)
+    return address is not None and _within(address, networks)
 
 
 def _within(address: IPAddress, networks: Sequence[Network]) -> bool:

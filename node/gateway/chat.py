@@ -15,6 +15,7 @@ from aiohttp import web
 from node.answers import AnswerEvent, Completed, Delta, Routed, TokenLogprob, ToolCalled
 from node.gateway.answer_shapes import ChoicesAnswer
 from node.gateway.asking import Asker, Asking
+from node.gateway.fetching import Inlined
 from node.gateway.openai import Asked, ChatCompletionRequest, Choice, Shapes, call_shape, facts, read_chat_request
 from node.gateway.routes import EVENTS, Answered, Route
 from node.gateway.sse import DONE_EVENT, EventStream
@@ -24,8 +25,10 @@ from node.gateway.standing import Standing
 class ChatRoutes:
     """Handlers of the chat route."""
 
-    def __init__(self, asker: Asker) -> None:
+    def __init__(self, asker: Asker, inlined: Inlined | None = None) -> None:
+        """`inlined` fetches the pictures that a body names; None: they have to be in it."""
         self._asker = asker
+        self._inlined = inlined
 
     def routes(self) -> tuple[Route, ...]:
         """See `Routes`."""
@@ -35,7 +38,8 @@ class ChatRoutes:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """One request."""
-        asked = read_chat_request(await request.read())
+        body = await request.read()
+        asked = read_chat_request(await self._inlined(body) if self._inlined is not None else body)
         async with AsyncExitStack() as stack:
             askings = [
                 await stack.enter_async_context(self._asker.ask(request, question)) for question in asked.questions

@@ -12,7 +12,7 @@ import ipaddress
 import logging
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NoReturn
 from urllib.parse import urlsplit
 
@@ -20,7 +20,7 @@ from aiohttp import web
 
 from node.answers import WorkerShare
 from node.config import GatewaySection
-from node.gateway.callers import Address, Caller, client_address
+from node.gateway.callers import Address, Caller, client_address, is_within
 from node.gateway.failures import ApiError
 from node.gateway.key_usage import KeyUsage
 from node.gateway.keys import PREFIX, ApiKey, ApiKeys, KeysError
@@ -78,15 +78,19 @@ class Guards:
         usage: KeyUsage,
         sessions: Sessions,
         admin_token: str,
+        own_names: Callable[[], Collection[str]] = tuple,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """`own_names`: hosts that the gateway's certificate is good for now."""
         self._config = config
         self._keys = keys
         self._usage = usage
         self._sessions = sessions
         self._admin_token = admin_token
+        self._own_names = own_names
         self._clock = clock
         self._open = is_loopback(config.host)
+        self._allowed_hosts = frozenset(host.lower() for host in config.allowed_hosts)
         self._limits = Limits(config, usage)
         self._shares: queue.SimpleQueue[tuple[Caller, WorkerShare]] = queue.SimpleQueue()
 
@@ -114,6 +118,11 @@ class Guards:
         marked = any(name in request.headers for name in HANDED_ON)
         own_address = str(own[0]) if isinstance(own, tuple) else ""
         return client_address(request.remote or "", own_address, forwarded, self._config.trusted_proxies, marked=marked)
+
+    def group(self, peer: str, own: str) -> str:
+        """What counts together when connections are counted; "" for this machine and trusted proxies."""
+        address = client_address(peer, own, (), (), marked=False)
+        return "" if address.local or is_within(peer, self._config.trusted_proxies) else address.group
 
     def caller(self, request: web.Request) -> Caller:
         """Who asks; made once for a request. Raises `ApiError` (401, 429)."""
@@ -238,8 +247,11 @@ class Guards:
 
     def _check_host(self, request: web.Request) -> None:
         """A bare name of another site in Host is a rebinding; addresses are what somebody typed."""
-        name = _host_name(request.host)
-        own = name in LOOPBACK_NAMES or name in self._config.allowed_hosts
+        said = request.headers.getall("Host", [])
+        if len(said) != 1:
+            raise ApiError(400, "a request has one Host header; HTTP/1.0 without it is not answered", code="bad_host")
+        name = _host_name(said[0]).lower()
+        own = name in LOOPBACK_NAMES or name in self._allowed_hosts or name in self._own_names()
         if own or (not self._open and _is_address(name)):
             return
         raise ApiError(
@@ -248,7 +260,7 @@ class Guards:
 
     def _check_origin(self, request: web.Request) -> None:
         origin = request.headers.get("Origin")
-        if origin is None or origin in self._config.allowed_origins or _site(origin) == request.host:
+        if origin is None or origin in self._config.allowed_origins or _same_site(request, origin):
             return
         raise ApiError(403, f"pages of {origin} may not call this node (gateway.allowed_origins)", code="bad_origin")
 
@@ -256,7 +268,7 @@ class Guards:
 
     def _check_operator(self, request: web.Request) -> None:
         origin = request.headers.get("Origin")
-        if origin is not None and _site(origin) != request.host:
+        if origin is not None and not _same_site(request, origin):
             raise ApiError(403, f"pages of {origin} may not call the operator's routes", code="bad_origin")
         address = self.address(request)
         if not self._from_here(address):
@@ -292,12 +304,14 @@ def bearer(request: web.Request) -> str:
     return token.strip() if scheme.lower() == "bearer" and token.isascii() else ""
 
 
-def _site(origin: str) -> str:
-    """Host and port of an origin; "" if it has none or is not one."""
+def _same_site(request: web.Request, origin: str) -> bool:
+    """True for this node's own pages. A page without TLS is none of a node with it: anybody on the way can make one."""
     try:
-        return urlsplit(origin).netloc
+        parts = urlsplit(origin)
     except ValueError:
-        return ""
+        return False
+    schemes = ("https",) if request.secure else ("http", "https")  # a proxy may speak TLS for this node
+    return parts.scheme in schemes and parts.netloc.lower() == request.host.lower()
 
 
 def _host_name(host: str) -> str:

@@ -15,7 +15,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ import trio
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from node.certificates import CertificateError
 from node.config import GatewaySection
 from node.gateway import openapi
 from node.gateway.access import AccessOperations
@@ -31,16 +32,20 @@ from node.gateway.admin import AdminRoutes
 from node.gateway.answer_shapes import HealthAnswer, ReadyAnswer
 from node.gateway.asking import QUERY_ID, REQUEST_NAME, Asker
 from node.gateway.audio import FORM_ROUTES, AudioRoutes
+from node.gateway.bodies import Bodies
 from node.gateway.bridge import Bridge, NodeStopping
 from node.gateway.chat import ChatRoutes
 from node.gateway.completions import CompletionRoutes
 from node.gateway.cross_origin import CrossOrigin, no_such_route
 from node.gateway.embeddings import EmbeddingRoutes
 from node.gateway.failures import ApiError
+from node.gateway.fetching import Fetcher
 from node.gateway.guards import Guards, is_loopback
+from node.gateway.hardening import harden, only_by_tls
 from node.gateway.images import ImageRoutes
 from node.gateway.key_usage import KeyUsage
 from node.gateway.keys import ApiKeys
+from node.gateway.listening import Door, begin
 from node.gateway.metrics import render
 from node.gateway.models import ModelRoutes
 from node.gateway.ollama import OllamaRoutes
@@ -49,6 +54,7 @@ from node.gateway.ports import Answers, GatewayFacts
 from node.gateway.responses import ResponseRoutes
 from node.gateway.routes import Answered, Handler, Route, Routes, register
 from node.gateway.sessions import Sessions, link
+from node.gateway.tls import Tls, client_name, link_host, tls_of
 from node.gateway.watching import Watching
 from node.gateway.websocket import SocketRoutes
 from node.measures import Figure, Measures
@@ -64,9 +70,7 @@ log = logging.getLogger("mtor.gateway")
 ADDRESS_FILE = "gateway.json"
 TOKEN_FILE = "admin.token"
 USAGE_SECONDS = 5.0  # between two writings of what keys have spent
-BODY_SECONDS = 30.0  # for a request's body to arrive
 SHUTDOWN_SECONDS = 3.0  # for answers that are being written when the node stops
-SERVER_NAME = "mtor"
 SOCKET_ROUTE = "/ws"
 OLLAMA_PREFIX = "/api/"
 UNMATCHED = "unmatched"  # the route of requests that have none: their paths are their own words
@@ -94,8 +98,12 @@ class Gateway:
         self._keys = ApiKeys(data)
         self._usage = KeyUsage(data)
         self._sessions = Sessions()
-        self._guards = Guards(config, self._keys, self._usage, self._sessions, _admin_token(data))
-        self._url = ""
+        self._tls: Tls | None = None
+        token = _admin_token(data)
+        self._guards = Guards(config, self._keys, self._usage, self._sessions, token, self._own_names)
+        self._bodies = Bodies(config.max_body_bytes)
+        self._door = Door(config.max_connections, self._guards.group)
+        self._url = self._page_url = ""
         self._asker = asker = Asker(self._bridge, answers, config.max_concurrent, self._guards)
         ask_node = partial(self._bridge.call, operations.call)
         access = AccessOperations(config, self._keys, self._guards.usage, self.page_link, ask_node)
@@ -105,7 +113,7 @@ class Gateway:
         parts: tuple[Routes, ...] = (
             PageRoutes(),
             ModelRoutes(self._bridge, facts),
-            ChatRoutes(asker),
+            ChatRoutes(asker, Fetcher().inlined if config.fetch_pictures else None),
             ImageRoutes(asker),
             AudioRoutes(asker),
             ResponseRoutes(asker),
@@ -120,11 +128,18 @@ class Gateway:
 
     def page_link(self) -> str:
         """A link that opens the page as the operator's: one use, ten minutes. From any thread, while it runs."""
-        return link(self._url, self._sessions.code())
+        return link(self._page_url, self._sessions.code())
+
+    def _own_names(self) -> Collection[str]:
+        return self._tls.hosts if self._tls is not None else ()
 
     async def run(self, task_status: TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; started with the URL. Raises `GatewayError`."""
         self._check_exposure()
+        try:
+            self._tls = tls_of(self._config)
+        except CertificateError as error:
+            raise GatewayError(str(error)) from None
         token = trio.lowlevel.current_trio_token()
         failure: list[OSError] = []
 
@@ -155,25 +170,59 @@ class Gateway:
             )
 
     async def _serve(self, stop: asyncio.Event, started: Callable[[str], None]) -> None:
-        runner = web.AppRunner(
-            self._app(), handler_cancellation=True, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS
-        )
+        runner = web.AppRunner(self._app(), handler_cancellation=True, shutdown_timeout=SHUTDOWN_SECONDS)
         await runner.setup()
+        assert runner.server is not None
+        watching = None
         try:
-            site = web.TCPSite(runner, self._config.host, self._config.port)
-            await site.start()
-            self._url = _url(runner)
-            write_private(self._data / ADDRESS_FILE, json.dumps({"url": self._url, "pid": os.getpid()}))
-            started(self._url)
-            while not await _happens(stop, USAGE_SECONDS):
-                if usage := self._guards.unsaved_usage():
-                    await asyncio.to_thread(self._usage.write, usage)
+            context = self._tls.context if self._tls is not None else None
+            listener = await self._door.listen(runner.server, self._config.host, self._config.port, context)
+            watching = asyncio.get_running_loop().create_task(self._door.watch())
+            try:
+                self._reached_at(*listener.sockets[0].getsockname()[:2])
+                started(self._url)
+                while not await _happens(stop, USAGE_SECONDS):
+                    await self._keep_up()
+            finally:
+                listener.close()
         finally:
+            if watching is not None:
+                watching.cancel()
             await runner.cleanup()
+
+    async def _keep_up(self) -> None:
+        """What is done from time to time."""
+        if usage := self._guards.unsaved_usage():
+            await asyncio.to_thread(self._usage.write, usage)
+        if self._tls is not None and self._tls.renew():
+            self._tell_address()
+
+    def _reached_at(self, host: str, port: int) -> None:
+        """Where it listens is known now."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        scheme = "https" if self._tls is not None else "http"
+        shown = host
+        if self._tls is not None:
+            shown = link_host(self._tls.certificate, host, {*self._config.allowed_hosts, *self._tls.hosts})
+        self._url, self._page_url = (
+            f"{scheme}://{f'[{each}]' if ':' in each else each}:{port}" for each in (host, shown)
+        )
+        self._tell_address()
+
+    def _tell_address(self) -> None:
+        """For `mtor`: where this node is, and what it shows of itself there."""
+        facts: dict[str, Any] = {"url": self._url, "pid": os.getpid()}
+        if self._tls is not None:
+            shown = self._tls.certificate
+            facts["tls"] = {"certificate": shown.pem, "name": client_name(shown)}
+        write_private(self._data / ADDRESS_FILE, json.dumps(facts))
 
     def _app(self) -> web.Application:
         app = web.Application(client_max_size=self._config.max_body_bytes, middlewares=[self._around])
         app.on_response_prepare.append(_name)
+        app.on_response_prepare.append(harden)
+        if self._tls is not None and not is_loopback(self._config.host):
+            app.on_response_prepare.append(only_by_tls)
         app.on_shutdown.append(self._socket.say_goodbye)
         app.on_response_prepare.append(self._cross_origin.prepare)
         register(app, self.table)
@@ -195,12 +244,14 @@ class Gateway:
     @web.middleware
     async def _around(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         began, status = time.monotonic(), CLIENT_GONE
+        end = begin(request)
         self._sockets += _route(request) == SOCKET_ROUTE
         try:
             response = await self._answered(request, handler)
             status = response.status
             return response
         finally:
+            end()
             self._sockets -= _route(request) == SOCKET_ROUTE
             self._http.count("mtor_http_requests", _route(request), str(status))
             took = (time.monotonic() - began) * 1_000
@@ -212,9 +263,10 @@ class Gateway:
             self._guards.check(request)
             if request.method == "OPTIONS":
                 return self._cross_origin.options(request)
-            if request.path not in FORM_ROUTES:
-                await _read_body(request)
-            response = await handler(request)
+            with self._bodies.room_for(request, self._guards.address(request).counted):
+                if request.path not in FORM_ROUTES:
+                    await self._bodies.read(request)
+                response = await handler(request)
         except ApiError as error:
             response = self._error_response(request, error)
         except web.HTTPException as error:
@@ -233,9 +285,6 @@ class Gateway:
             response = self._error_response(
                 request, ApiError(500, "the node failed in a way it cannot name; see its log")
             )
-        if not response.prepared:
-            response.headers["Server"] = SERVER_NAME
-            response.headers["X-Content-Type-Options"] = "nosniff"
         return response
 
     def _error_response(self, request: web.Request, error: ApiError) -> web.Response:
@@ -289,15 +338,6 @@ async def _happens(event: asyncio.Event, seconds: float) -> bool:
     return True
 
 
-async def _read_body(request: web.Request) -> None:
-    """Read the body here, so that its size and its time are bounded for every route."""
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            await request.read()
-    except TimeoutError:
-        raise ApiError(408, f"the body did not arrive within {BODY_SECONDS:.0f} s", code="slow_body") from None
-
-
 async def _name(request: web.Request, response: web.StreamResponse) -> None:
     """Before the headers of any answer leave: what it can be found by, here and in other nodes' logs."""
     query = request.get(QUERY_ID, "")
@@ -329,12 +369,6 @@ def _admin_token(data: Path) -> str:
     token = secrets.token_urlsafe(32)
     write_private(path, token)
     return token
-
-
-def _url(runner: web.AppRunner) -> str:
-    host, port = runner.addresses[0][:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _bind_error(config: GatewaySection, error: OSError) -> str:

@@ -39,6 +39,7 @@ from node.gateway.wishes import (
     travelling_seed,
     unsupported,
 )
+from node.picture_headers import PictureRefused, check_pictures
 from protocol import params
 from protocol.ids import CHAT, IMAGINE, SPEECH, VISION, QueryId, peer_id
 from protocol.messages import Call, ChatRequest, Media, Turn, VisionRequest
@@ -158,6 +159,7 @@ def read_chat_request(body: bytes) -> Asked:
         media = tuple(Media("image", len(picture.data), picture.turn) for picture in pictures)
         fields = {name: getattr(chat, name) for name in ChatRequest.__dataclass_fields__}
         inputs = tuple(picture.data for picture in pictures)
+        _refuse_pixels(inputs)
         asked = question(VisionRequest(**fields, media=media), request.model, VISION, wishes, inputs)
     else:
         asked = question(chat, request.model, CHAT, wishes, ())
@@ -266,6 +268,14 @@ def _picture(where: str, part: ContentPart) -> bytes:
         message = f"{where}: a picture has at most {params.MAX_INPUT_BYTES} bytes, this one {len(data)}"
         raise ApiError(413, message, code="picture_too_large", param=where)
     return data
+
+
+def _refuse_pixels(pictures: tuple[bytes, ...]) -> None:
+    """What would be too large for any worker to open is told here, before anybody has been asked."""
+    try:
+        check_pictures(pictures)
+    except PictureRefused as error:
+        raise ApiError(400, f"messages: {error}", code="invalid_value", param="messages") from None
 
 
 def _refuse_size(chat: ChatRequest) -> None:

@@ -26,7 +26,7 @@ FORM = "multipart/form-data"
 
 ANY_ERRORS = (400, 403, 413, 500, 503)  # of any route: what cannot be read, foreign pages, floods, bugs, the end
 KEY_ERRORS = (401, 429)  # where a key may be wanted
-BODY_ERRORS = (408,)
+BODY_ERRORS = (408, 415)
 ASKING_ERRORS = tuple(sorted({meaning.status for meaning in MEANINGS.values()}))  # of what asks a worker
 
 

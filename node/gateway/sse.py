@@ -39,7 +39,9 @@ class EventStream:
     def __init__(self, request: web.Request, headers: Callable[[], Mapping[str, str]]) -> None:
         self._request = request
         self._headers = headers
-        self.response = web.StreamResponse(headers={"Content-Type": self.media_type, "Cache-Control": "no-cache"})
+        self.response = web.StreamResponse(
+            headers={"Content-Type": self.media_type, "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        )
 
     def encode(self, data: dict[str, Any]) -> bytes:
         """One event as it is framed here."""

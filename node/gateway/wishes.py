@@ -6,6 +6,7 @@ ignored wish would be a broken promise.
 
 from __future__ import annotations
 
+import re
 import secrets
 from typing import Literal, TypeVar
 
@@ -20,6 +21,9 @@ from protocol.requests import Request
 from protocol.routing import Requirements
 
 ANY_MODEL = ("auto", "")  # "$CHAT" and other realms also mean any model of theirs
+
+MOST_VALUES = 20_000  # of a request: a thousand messages with pictures, and a hundred tools, have half
+STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # one that does not end, too
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
@@ -47,12 +51,26 @@ class MtorWishes(BaseModel):
 
 def parse(shape: type[Parsed], body: bytes | str, where: str = "the body") -> Parsed:
     """JSON as a request's shape. Raises `ApiError` (400) that names the parameter."""
+    _refuse_many_values(body, where)
     try:
         return shape.model_validate_json(body)
     except ValidationError as error:
         raise _wrong_value(error, where) from None
     except RecursionError:
         raise ApiError(400, f"{where} is nested too deeply", code="invalid_json") from None
+
+
+def _refuse_many_values(body: bytes | str, where: str) -> None:
+    """Checking takes time for each value, and all clients wait for it; a long text or a picture is one value."""
+    data = body.encode(errors="replace") if isinstance(body, str) else body
+    found = _values(data)
+    if found > params.MAX_TEXT_BYTES or (found > MOST_VALUES and _values(STRINGS.sub(b"", data)) > MOST_VALUES):
+        raise ApiError(400, f"{where} has more than {MOST_VALUES} values; send fewer", code="too_many_values")
+
+
+def _values(data: bytes) -> int:
+    """How many values JSON has at most, if its strings hold none of these."""
+    return data.count(b",") + data.count(b"[") + data.count(b"{")
 
 
 def question(request: Request, model: str, realm: RealmId, wishes: MtorWishes, inputs: tuple[bytes, ...]) -> Question:
@@ -76,6 +94,8 @@ def target(model: str, wished: str, usual: RealmId) -> tuple[RealmId, str]:
     if len(model.encode(errors="replace")) > params.MAX_NAME_BYTES:
         message = f"a model's name has at most {params.MAX_NAME_BYTES} bytes"
         raise ApiError(400, message, code="invalid_value", param="model")
+    if not model.isprintable():
+        raise ApiError(400, "a model's name is printable", code="invalid_value", param="model")
     named_by_model = model.startswith("$")
     try:
         if named_by_model:
@@ -129,7 +149,9 @@ def unsupported(parameter: str, reason: str) -> ApiError:
 
 def _wrong_value(error: ValidationError, whole: str) -> ApiError:
     """The innermost of the first problems, which is the one that helps where a value may have several types."""
-    found = max(error.errors(include_url=False, include_context=False), key=lambda each: len(each["loc"]))
+    found = max(
+        error.errors(include_url=False, include_context=False, include_input=False), key=lambda each: len(each["loc"])
+    )
     if found["type"] == "json_invalid":
         return ApiError(400, f"{whole} is not valid JSON: {found['msg']}", code="invalid_json")
     where = ".".join(str(part) for part in found["loc"] if not _names_a_type(part))

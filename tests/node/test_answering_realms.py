@@ -100,6 +100,16 @@ async def test_pictures_travel_beside_the_question() -> None:
         await federation.settle()
 
 
+async def test_pictures_that_unfold_to_too_much_are_refused_by_the_worker() -> None:
+    """An asker need not have this repository's gateway."""
+    sizes = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (6_000).to_bytes(4, "big") * 2
+    pictures = [sizes + bytes(20)] * 3
+    async with memory_federation(FakeEngine(requests=ALL_KINDS), realm=VISION) as federation:
+        question = asked(VISION, seen("What is it?", *map(len, pictures)), *pictures)
+        answered = await federation.gateway.ask(question)
+        assert answered.failed.code is ErrorCode.INVALID_REQUEST and "together" in answered.failed.message
+
+
 async def test_a_sound_is_transcribed_by_its_length() -> None:
     async with memory_federation(FakeEngine(requests=ALL_KINDS), realm=SPEECH) as federation:
         answered = await federation.gateway.ask(asked(SPEECH, heard(len(SOUND)), SOUND))

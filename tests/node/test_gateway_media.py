@@ -32,7 +32,7 @@ from tests.node.gateway_world import (
     until,
 )
 
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x40\0\0\0\x40" + bytes(range(256))
 IMAGES, SPEAK, TRANSCRIBE = "/v1/images/generations", "/v1/audio/speech", "/v1/audio/transcriptions"
 VTT = "WEBVTT\n\n00:00.000 --> 00:01.500\nHello there.\n\n00:01.500 --> 00:03.000\nSecond\nline.\n"
 

@@ -9,6 +9,9 @@ import re
 import struct
 from dataclasses import dataclass
 
+from node.engines.port import EngineError
+from node.picture_headers import PictureRefused, read_header
+from protocol.errors import ErrorCode
 from protocol.params import MAX_PICTURE_SIDE, MAX_SOUND_TENTHS
 
 PICTURES = (
@@ -40,9 +43,10 @@ def picture_type(data: bytes) -> str:
 def input_picture(data: bytes) -> str:
     """The media type of an asker's picture, held to the limits of the node's own eyes before a server decodes it.
     Raises `EngineError` (INVALID_REQUEST)."""
-    from node.engines.images import read_header  # loads a decoder library, which only nodes with eyes need
-
-    return f"image/{read_header(data).format.lower()}"
+    try:
+        return f"image/{read_header(data).format.lower()}"
+    except PictureRefused as error:
+        raise EngineError(ErrorCode.INVALID_REQUEST, str(error)) from None
 
 
 def sound_type(data: bytes) -> str:
