@@ -250,7 +250,7 @@ class Guards:
         said = request.headers.getall("Host", [])
         if len(said) != 1:
             raise ApiError(400, "a request has one Host header; HTTP/1.0 without it is not answered", code="bad_host")
-        name = _host_name(said[0]).lower()
+        name = host_name(said[0])
         own = name in LOOPBACK_NAMES or name in self._allowed_hosts or name in self._own_names()
         if own or (not self._open and _is_address(name)):
             return
@@ -260,9 +260,12 @@ class Guards:
 
     def _check_origin(self, request: web.Request) -> None:
         origin = request.headers.get("Origin")
-        if origin is None or origin in self._config.allowed_origins or _same_site(request, origin):
+        if origin is None and not _embedded(request):
             return
-        raise ApiError(403, f"pages of {origin} may not call this node (gateway.allowed_origins)", code="bad_origin")
+        if origin is not None and (origin in self._config.allowed_origins or _same_site(request, origin)):
+            return
+        who = origin or "another site"
+        raise ApiError(403, f"pages of {who} may not call this node (gateway.allowed_origins)", code="bad_origin")
 
     # --- the operator --------------------------------------------------------------------------------
 
@@ -314,8 +317,15 @@ def _same_site(request: web.Request, origin: str) -> bool:
     return parts.scheme in schemes and parts.netloc.lower() == request.host.lower()
 
 
-def _host_name(host: str) -> str:
-    return host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
+def _embedded(request: web.Request) -> bool:
+    """True for what a foreign page shows or runs as its own: a picture, a script. Browsers name no Origin there."""
+    foreign = request.headers.get("Sec-Fetch-Site") in ("cross-site", "same-site")
+    return foreign and request.headers.get("Sec-Fetch-Mode") == "no-cors"
+
+
+def host_name(host: str) -> str:
+    """The name in a Host header, as names are compared."""
+    return (host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]).lower()
 
 
 def _is_address(name: str) -> bool:

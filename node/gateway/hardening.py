@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from aiohttp import web
 
+from node.gateway.guards import LOOPBACK_NAMES, host_name
+
 SERVER_NAME = "mtor"
 USUAL = {
     "Cache-Control": "no-store",  # answers hold what people wrote
@@ -28,5 +30,8 @@ async def harden(request: web.Request, response: web.StreamResponse) -> None:
 
 
 async def only_by_tls(request: web.Request, response: web.StreamResponse) -> None:
-    """The same, where the gateway's own TLS is reached from elsewhere."""
+    """The same, where the gateway's own TLS is reached from elsewhere. A browser would hold all other servers of this
+    machine to it, so what it calls by this machine's own names says nothing."""
+    if host_name(request.headers.get("Host", "")) in LOOPBACK_NAMES:
+        return
     response.headers["Strict-Transport-Security"] = STRICT_TRANSPORT

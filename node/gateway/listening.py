@@ -174,7 +174,11 @@ class Door:
             await asyncio.sleep(LOOK_SECONDS)
             now = loop.time()
             for connection in list(self._inside):
-                connection.look(now)
+                try:
+                    connection.look(now)
+                except Exception:  # of one of them: the others are to be looked after all the same
+                    log.exception("a connection cannot be looked after")
+                    self._inside.discard(connection)
 
     def enter(self, connection: Connection, transport: asyncio.BaseTransport) -> ApiError | None:
         """Why this one may not stay; None if it may."""

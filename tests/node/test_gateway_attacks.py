@@ -250,7 +250,8 @@ async def test_there_is_room_for_only_so_many_large_bodies(tmp_path: Path) -> No
             assert b" 503 " in refused and b"Retry-After" in refused and b"invalid_json" in after
 
 
-async def test_an_endless_body_ends(tmp_path: Path) -> None:
+async def test_an_endless_body_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listening, "LINGER_SECONDS", 0.1)
     async with gateway_world(tmp_path, max_body_bytes=100_000) as world:
         head = b"POST /v1/chat/completions HTTP/1.1\r\n" + host(world) + b"Transfer-Encoding: chunked\r\n\r\n"
         reply = await answer_to(world, head + (b"8000\r\n" + b" " * 0x8000 + b"\r\n") * 8)

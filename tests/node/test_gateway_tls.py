@@ -139,6 +139,8 @@ async def test_from_elsewhere_browsers_are_told_to_stay_with_tls(tmp_path: Path)
     async with secure_world(tmp_path, host="0.0.0.0") as world:
         answer = await trio.to_thread.run_sync(lambda: get(world, "/healthz", trusting(tmp_path)))
         assert "max-age=" in answer.headers["Strict-Transport-Security"]
+        here = await trio.to_thread.run_sync(lambda: get(world, "/healthz", trusting(tmp_path), Host="localhost"))
+        assert here.status == 200 and "Strict-Transport-Security" not in here.headers
 
 
 async def test_a_websocket_goes_by_tls(tmp_path: Path) -> None:
