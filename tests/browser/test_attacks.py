@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
+from node.gateway.keys import ApiKeys
 from protocol.ids import peer_id
 from tests.browser.answers import FAR
 from tests.browser.conftest import WAIT_MS, Visitor
@@ -110,7 +111,7 @@ def test_a_foreign_page_gets_nothing_and_does_nothing(foreign: Page, world: Brow
         assert tried[name] in ("opaque 0 0", "refused: TypeError"), tried
     for name in ("script", "module", "image", "models as a script", "style", "socket"):
         assert tried[name].startswith("refused"), tried
-    assert tried["form"] == "answered" and world.answers.asked == [] and world.state.keys == []
+    assert tried["form"] == "answered" and world.answers.asked == [] and ApiKeys(world.data).all() == []
 
 
 def test_a_foreign_page_cannot_show_the_nodes_page(foreign: Page, world: BrowserWorld) -> None:
