@@ -61,7 +61,7 @@ class Vocabulary:
         """Raises `EngineError` (INVALID_REQUEST) for a grammar that cannot be used."""
         matcher = llguidance.LLMatcher(self.library, llguidance.LLMatcher.grammar_from_lark(grammar), log_level=0)
         if matcher.is_error():
-            why = matcher.get_error().splitlines()[0][:200]
+            why = matcher.get_error().splitlines()[0].rpartition("JSON schema: ")[2][:200]
             raise EngineError(ErrorCode.INVALID_REQUEST, f"the JSON schema cannot be used: {why}")
         return Guide(self, matcher)
 

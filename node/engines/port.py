@@ -15,6 +15,7 @@ from protocol import params
 from protocol.errors import ErrorCode
 from protocol.messages import ChatRequest, Chosen, Device
 from protocol.requests import Request
+from protocol.wishes import wishes_of
 
 
 class EngineError(Exception):
@@ -28,11 +29,11 @@ class EngineError(Exception):
 
 def check_roles(request: ChatRequest) -> None:
     """What every engine asks of a request. Raises `EngineError`."""
-    strange = {turn.role for turn in request.turns} - {"system", "user", "assistant", "tool"}
+    known = {"system", "user", "assistant"} | ({"tool"} if wishes_of(request).calls else set())
+    strange = {turn.role for turn in request.turns} - known
     if strange:
-        raise EngineError(
-            ErrorCode.INVALID_REQUEST, f"roles are system, user, assistant and tool, not {', '.join(sorted(strange))}"
-        )
+        said = f"roles are {', '.join(sorted(known))}, not {', '.join(sorted(strange))}"
+        raise EngineError(ErrorCode.INVALID_REQUEST, said)
 
 
 @dataclass(frozen=True, slots=True)

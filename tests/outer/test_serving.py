@@ -74,7 +74,7 @@ def model(**more: Any) -> OuterModel:
 @pytest.mark.parametrize(
     ("more", "what"),
     [
-        ({"options": {"temperature": "1"}}, "openai has no option temperature; it has continuation, serves"),
+        ({"options": {"temperature": "1"}}, "openai has no option temperature; it has can, continuation, serves"),
         ({"options": {"steps": "many"}}, "the option steps is a whole number above 0"),
         ({"options": {"continuation": "yes"}}, "continuation is one of auto, prefill, flags, none"),
         ({"options": {"serves": "chat, dance"}}, "not dance"),
