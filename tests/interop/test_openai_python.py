@@ -11,7 +11,7 @@ import pytest
 import trio
 from openai import AsyncOpenAI, OpenAI
 
-from node.answers import Bytes, Delta, Progressed, Question, ToolCalled
+from node.answers import Bytes, Delta, Progressed, Question, TokenLogprob, ToolCalled
 from node.engines.sound import hear
 from node.gateway.keys import ApiKeys
 from protocol.errors import ErrorCode
@@ -64,6 +64,30 @@ async def test_a_whole_answer(tmp_path: Path) -> None:
         assert answer.id.startswith("chatcmpl-") and answer.model == MODEL
 
     async with gateway_world(tmp_path, saying("Par", "is")) as world:
+        await with_client(world, use)
+
+
+async def test_choices_calls_and_log_probabilities(tmp_path: Path) -> None:
+    def use(client: OpenAI) -> None:
+        tools: Any = [{"type": "function", "function": {"name": "clock", "parameters": {"type": "object"}}}]
+        whole = client.chat.completions.create(
+            model="auto", messages=HELLO, n=2, tools=tools, logprobs=True, top_logprobs=1
+        )
+        assert [choice.index for choice in whole.choices] == [0, 1]
+        for choice in whole.choices:
+            (call,) = choice.message.tool_calls or []
+            assert call.type == "function" and call.function.name == "clock" and call.function.arguments == "{}"
+            assert choice.finish_reason == "tool_calls" and choice.logprobs and choice.logprobs.content
+            assert choice.logprobs.content[0].bytes == [72, 105]
+            assert choice.logprobs.content[0].top_logprobs[0].logprob == -1.5
+        called = []
+        for chunk in client.chat.completions.create(model="auto", messages=HELLO, stream=True, tools=tools):
+            called += [call for choice in chunk.choices for call in choice.delta.tool_calls or []]
+        assert [(call.index, call.function and call.function.name) for call in called] == [(0, "clock")]
+
+    likely = TokenLogprob("Hi", -0.5, (("Ho", -1.5),), b"Hi")
+    script = events(ROUTED, Delta("Hi", (likely,)), ToolCalled("call_1", "clock", "{}"), completed("tool_calls"))
+    async with gateway_world(tmp_path, script) as world:
         await with_client(world, use)
 
 
@@ -153,6 +177,8 @@ async def test_a_wrong_parameter_is_named(tmp_path: Path) -> None:
         assert failure.value.param == "temperature" and failure.value.type == "invalid_request_error"
         with pytest.raises(openai.BadRequestError, match="less than or equal to 8"):
             client.chat.completions.create(model="auto", messages=HELLO, n=9)
+        with pytest.raises(openai.BadRequestError, match="different tokens"):
+            client.chat.completions.create(model="auto", messages=HELLO, logit_bias={"5": 1})
         with pytest.raises(openai.NotFoundError, match="/v1/embeddings"):
             client.embeddings.create(model="auto", input="text")
 
