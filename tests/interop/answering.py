@@ -4,7 +4,7 @@ from node.answers import Bytes, Question
 from protocol.messages import ImagineRequest, SpeakRequest
 from tests.node.gateway_world import ROUTED, Emit, completed, events, saying
 
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (64).to_bytes(4, "big") * 2 + bytes(64)
 
 
 async def any_realm(question: Question, emit: Emit) -> None:

@@ -282,7 +282,7 @@ async def test_a_client_that_gives_up_waiting_cancels_its_query(tmp_path: Path) 
 
 # --- pictures and sounds -----------------------------------------------------------------------------------
 
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (64).to_bytes(4, "big") * 2 + bytes(64)
 
 
 async def test_pictures_out(tmp_path: Path) -> None:
