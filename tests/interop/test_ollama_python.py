@@ -10,6 +10,7 @@ import trio
 from node.answers import ToolCalled
 from protocol.errors import ErrorCode
 from protocol.ids import VISION
+from tests.interop.answering import PNG
 from tests.node.gateway_world import (
     HANG_SECONDS,
     MODEL,
@@ -61,7 +62,7 @@ async def test_answers(tmp_path: Path) -> None:
 
 async def test_pictures(tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
-    picture.write_bytes(b"\x89PNG\r\n\x1a\n")
+    picture.write_bytes(PNG)
 
     def use(client: ollama.Client) -> None:
         client.chat(model=MODEL, messages=[{"role": "user", "content": "?", "images": [str(picture)]}])
