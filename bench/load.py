@@ -5,7 +5,7 @@ engine gives numbered words at a fixed pace (see load_workers.py), so that a fir
 doing and a lost one shows. The clients begin in an open loop (load_clients.py). What the gateway's process takes is
 read every second.
 
-    python bench/load.py [--clients 1000] [--over 20] [--pace 2] [--rounds 2] [--json]
+    python bench/load.py [--clients 1000] [--over 100] [--pace 0.25] [--rounds 1] [--json]
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from node.local_federation import NodeProcess, local_federation, wait_models
 from node.worker import MAX_STREAMS_PER_PEER
 
 READY_SECONDS = 60.0
+DEADLINE_MS = 900_000  # of a query: its pace is slow on purpose
 
 
 class Watch(threading.Thread):
@@ -97,11 +98,12 @@ def measure(root: Path, options: argparse.Namespace) -> list[dict[str, float | i
     rows = []
     with local_federation(root / "nodes", [], "") as nodes:
         gateway = nodes[0]
+        gateway.client.call("config.set", {"key": "gateway.max_concurrent", "value": options.clients + 100})
         with workers(root, gateway, count, options.pace) as farm:
             for number in range(options.rounds):
-                load = Load(
-                    f"{gateway.client.url}/v1", options.clients, options.over, expected=fake_answer(ANSWER_TOKENS)
-                )
+                wishes = {"mtor": {"deadline_ms": DEADLINE_MS}}
+                expected = fake_answer(ANSWER_TOKENS)
+                load = Load(f"{gateway.client.url}/v1", options.clients, options.over, expected=expected, more=wishes)
                 assert gateway.process is not None
                 watch = Watch({"gateway": gateway.process.pid, "workers": farm, "clients": psutil.Process().pid})
                 watch.start()
@@ -126,9 +128,9 @@ def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=1_000)
-    parser.add_argument("--over", type=float, default=18.0, help="seconds over which they begin")
-    parser.add_argument("--pace", type=float, default=2.0, help="words a second of each answer; an answer has 40")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--over", type=float, default=100.0, help="seconds over which they begin")
+    parser.add_argument("--pace", type=float, default=0.25, help="words a second of each answer; an answer has 40")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="mtor-load-") as folder:

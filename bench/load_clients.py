@@ -18,9 +18,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
 
-PATIENCE_SECONDS = 180.0  # for one answer
+PATIENCE_SECONDS = 900.0  # for one answer
 REFUSALS = (429, 503)
 
 
@@ -49,30 +50,37 @@ class Load:
     max_tokens: int = 40
     key: str = ""
     expected: str | None = None  # None: any text that is not empty
+    more: dict[str, Any] = field(default_factory=dict)  # beside what every such server takes
 
 
 async def run(load: Load, progress: Callable[[int], None] = lambda running: None) -> list[Seen]:
     """Send it all and wait for the last answer."""
-    request, host, port = _request(load)
-    seen = [Seen() for _ in range(load.clients)]
     running = 0
 
-    async def client(number: int, due: float) -> None:
+    async def client(due: float) -> Seen:
         nonlocal running
         await asyncio.sleep(due - time.perf_counter())
         running += 1
         progress(running)
-        try:
-            async with asyncio.timeout(PATIENCE_SECONDS):
-                await _ask(host, port, request, due, seen[number])
-        except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError) as error:
-            seen[number].problem = f"{type(error).__name__}: {error}"
+        seen = await stream(load, due)
         running -= 1
-        _judge(seen[number], load.expected)
+        return seen
 
     begin = time.perf_counter() + 0.5
     step = load.over / load.clients
-    await asyncio.gather(*(client(number, begin + number * step) for number in range(load.clients)))
+    return await asyncio.gather(*(client(begin + number * step) for number in range(load.clients)))
+
+
+async def stream(load: Load, due: float | None = None) -> Seen:
+    """One answer. `due`: when it should have begun; None: now."""
+    request, host, port = _request(load)
+    seen = Seen()
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await _ask(host, port, request, time.perf_counter() if due is None else due, seen)
+    except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError) as error:
+        seen.problem = f"{type(error).__name__}: {error}"
+    _judge(seen, load.expected)
     return seen
 
 
@@ -85,6 +93,7 @@ def _request(load: Load) -> tuple[bytes, str, int]:
             "max_tokens": load.max_tokens,
             "stream": True,
         }
+        | load.more
     ).encode()
     host, port = parts.hostname or "127.0.0.1", parts.port or 80
     head = (

@@ -34,6 +34,7 @@ from protocol.ledger.genesis import open_genesis
 from protocol.offers import newest_record, record_valid
 
 MODEL = "paced"
+FIRST_SECONDS = 0.05  # until an answer's first word: what comes later than that is the nodes' doing
 
 
 async def worker(folder: Path, genesis: bytes, bootstrap: str, seconds_per_token: float) -> None:
@@ -48,7 +49,7 @@ async def worker(folder: Path, genesis: bytes, bootstrap: str, seconds_per_token
     )
     ledger = LedgerService(book, network)
     section = RealmSection(realm="$CHAT", model=MODEL, slots=MAX_STREAMS_PER_PEER, queue=0, price_in=10, price_out=30)
-    engine = FakeEngine(MODEL, seconds_per_token)
+    engine = FakeEngine(MODEL, seconds_per_token, first_seconds=FIRST_SECONDS)
     services = Services([ModelService(section, engine, Scheduler(section.slots, section.queue))], free=False)
     serving = Worker(identity.node, services, book, FreeSection(tokens_per_day=0), now_ms)
     announcer = Announcer(

@@ -76,6 +76,7 @@ class FakeGeneration:
     inputs: Sequence[bytes]
     seconds_per_token: float
     crash_after: int | None
+    first_seconds: float | None = None
     granted: int = 0
     cancelled: bool = False
 
@@ -172,14 +173,16 @@ class FakeGeneration:
             self._moved = trio.Event()
         if self.cancelled:
             return False
-        await trio.sleep(self.seconds_per_token)
+        early = self.first_seconds is not None and not produced
+        await trio.sleep((self.first_seconds or 0.0) if early else self.seconds_per_token)
         if self.crash_after is not None and (produced if done is None else done) >= self.crash_after:
             raise EngineError(ErrorCode.ENGINE_FAILED, "the engine crashed")
         return True
 
 
 class FakeEngine:
-    """The `Engine` port. `crash_after`: the next answers fail after so many tokens. `requests`: the kinds it takes."""
+    """The `Engine` port. `crash_after`: the next answers fail after so many tokens. `requests`: the kinds it takes.
+    `first_seconds`: until the first token, where that is not the time of the others."""
 
     def __init__(
         self,
@@ -187,11 +190,13 @@ class FakeEngine:
         seconds_per_token: float = 0.0,
         crash_after: int | None = None,
         requests: Sequence[type[Message]] = (ChatRequest,),
+        first_seconds: float | None = None,
         features: Sequence[int] = (),
     ) -> None:
         self.name = name
         self.seconds_per_token = seconds_per_token
         self.crash_after = crash_after
+        self.first_seconds = first_seconds
         self.requests = tuple(NUMBERS[request] for request in requests)
         self.features = tuple(features)
         self.ready = True
@@ -212,7 +217,9 @@ class FakeEngine:
         self, request: Request, prefix: str, inputs: Sequence[bytes] = ()
     ) -> AsyncIterator[FakeGeneration]:
         """See `Engine`."""
-        generation = FakeGeneration(request, prefix, inputs, self.seconds_per_token, self.crash_after)
+        generation = FakeGeneration(
+            request, prefix, inputs, self.seconds_per_token, self.crash_after, self.first_seconds
+        )
         self.running += 1
         try:
             yield generation
