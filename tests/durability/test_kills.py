@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 SAID = ("voted", "stored", "granted", "held", "signed", "taken", "closed", "agreed")
 FORGOTTEN = ("is lost", "two signed", "does not give its vote again", "knows of")  # which comes first is chance
-RUNS = 5  # at most: a busy machine does less between two kills
+RUNS = 10  # at most: a busy machine does less between two kills
 
 
 @pytest.mark.parametrize("witnesses", [1, 4])

@@ -26,7 +26,7 @@ from tests.node.gateway_world import (
     saying,
 )
 
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(16)
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (64).to_bytes(4, "big") * 2 + bytes(64)
 HELLO = [{"role": "user", "content": "hello"}]
 CALL = ToolCalled("call_1", "weather", '{"city": "Paris"}')
 

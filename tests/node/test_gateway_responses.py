@@ -14,7 +14,7 @@ from protocol.messages import Turn
 from tests.node.gateway_world import MODEL, ROUTED, Reply, World, completed, events, failing, gateway_world, saying
 
 PATH = "/v1/responses"
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(16)
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (64).to_bytes(4, "big") * 2 + bytes(64)
 CALL = ToolCalled("call_1", "weather", '{"city": "Paris"}')
 
 
