@@ -72,6 +72,8 @@ HEARTBEAT_SECONDS = params.HEARTBEAT_INTERVAL / 1_000
 MIN_CHUNK_SECONDS = 0.015  # tokens that come faster share a frame: frames cost more than bytes
 EVENT_BUFFER = 16  # engine events read ahead; the engine stops at its grant, not here
 MAX_STREAMS_PER_PEER = 64  # open query streams of one requester; the queue's own limits come after
+REFUSED_STREAMS = 2  # times as many are listened to, so that an honest requester hears why; what is beyond is dropped
+FULL_RETRY_MS = 1_000
 HELD_BYTES = 256 * params.MIB  # of pictures and sounds, over all queries that are here
 HELD_BYTES_PER_PEER = HELD_BYTES // 4
 INPUT_SECONDS = params.INPUT_TIMEOUT / 1_000
@@ -145,8 +147,12 @@ class Worker:
 
     @contextmanager
     def working(self, serving: _Serving) -> Iterator[None]:
-        """A query that `pause` may end. Raises `Refused` (PAUSED) if it comes too late."""
+        """A query that `pause` may end. Raises `Refused`: PAUSED if it comes too late, OVERLOADED if its requester has
+        too many here."""
         self.check_paused()
+        if self._open.get(serving.peer, 0) > MAX_STREAMS_PER_PEER:
+            message = f"{MAX_STREAMS_PER_PEER} queries of yours are here already"
+            raise Refused(ErrorCode.OVERLOADED, message, FULL_RETRY_MS)
         self._servings.add(serving)
         try:
             yield
@@ -162,7 +168,7 @@ class Worker:
         """The stream handler of the query protocol. Never raises for what the peer did."""
         messages = MessageStream(stream)
         count = self._open.get(stream.peer, 0)
-        if count >= MAX_STREAMS_PER_PEER:
+        if count >= REFUSED_STREAMS * MAX_STREAMS_PER_PEER:
             await messages.reset()
             return
         self._open[stream.peer] = count + 1
@@ -210,6 +216,11 @@ class _Serving:
         self._outcome = "worker_lost"  # of the receipt, until a last word was said
         self._reason = ""  # of a failure
         self._service: ModelService | None = None
+
+    @property
+    def peer(self) -> NodeId:
+        """Who asks."""
+        return self._messages.peer
 
     async def run(self, first: Message) -> None:
         """The whole conversation after its first message."""

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import trio
 
-from node.answers import WorkerShare
+from node.answers import Failed, WorkerShare
 from node.engines.fake import ANSWER_TOKENS, FakeEngine, fake_answer
 from node.scheduler import FIRST_GUESS_MS
+from node.worker import MAX_STREAMS_PER_PEER
 from protocol.errors import ErrorCode
 from protocol.ids import peer_id
 from protocol.pricing import channel_cost
@@ -228,3 +229,20 @@ async def test_a_sub_accounts_limit_holds_for_the_nodes_own_card_too() -> None:
         assert (await worker.bookkeeper.balance()).earned == amount > 0
         again = await worker.ask(replace(question(max_tokens=600), payer=child))
         assert again.failed.code is ErrorCode.INSUFFICIENT_FUNDS
+
+
+async def test_more_queries_than_one_requester_may_have_are_refused_and_not_dropped() -> None:
+    """A dropped stream would look like a lost worker, which is then left alone for minutes."""
+    engine = FakeEngine(seconds_per_token=0.01)
+    async with memory_federation(engine, slots=64, queue=100, free_tokens=100_000) as federation:
+        seen: list[Answered] = []
+
+        async def ask() -> None:
+            seen.append(await federation.gateway.ask(question()))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(MAX_STREAMS_PER_PEER + 10):
+                nursery.start_soon(ask)
+        failed = [answered.failed for answered in seen if isinstance(answered.events[-1], Failed)]
+        assert len(seen) - len(failed) >= MAX_STREAMS_PER_PEER
+        assert failed and {each.code for each in failed} == {ErrorCode.OVERLOADED}
