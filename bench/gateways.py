@@ -57,6 +57,7 @@ litellm_settings:
 def program(command: list[str], log: Path, url: str) -> Iterator[None]:
     """A program that answers at `url`; ended afterwards."""
     environment = os.environ | {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "NO_DOCS": "True"}
+    environment |= {"LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}  # loopback, for minutes
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment)
     try:
