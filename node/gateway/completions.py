@@ -24,12 +24,11 @@ from node.gateway.chat import merged
 from node.gateway.conversing import Said, chat_questions, whole
 from node.gateway.failures import ApiError
 from node.gateway.openai import MOST_CHOICES as MOST_OF_ONE
-from node.gateway.openai import StreamOptions, facts, facts_of_all, usage_of_all
+from node.gateway.openai import Sampling, StreamOptions, facts, facts_of_all, usage_of_all
 from node.gateway.routes import EVENTS, Answered, Route
 from node.gateway.sse import DONE_EVENT, EventStream
 from node.gateway.standing import Standing
-from node.gateway.wishes import Lenient, MtorWishes, parse, unsupported
-from protocol import params
+from node.gateway.wishes import MtorWishes, parse, unsupported
 
 MOST_CHOICES = 16  # queries of one request
 SAMPLING = (
@@ -38,7 +37,7 @@ SAMPLING = (
 )
 
 
-class CompletionRequest(Lenient):
+class CompletionRequest(Sampling):
     """`POST /v1/completions`."""
 
     model: str
@@ -51,15 +50,6 @@ class CompletionRequest(Lenient):
     suffix: str | None = None
     logprobs: int | None = Field(None, ge=0, le=5)
     logit_bias: dict[str, Any] | None = None
-    max_tokens: int | None = Field(None, ge=1, le=params.MAX_OUTPUT_TOKENS)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, ge=0, le=1)
-    top_k: int | None = Field(None, ge=0, le=1_000_000)
-    repetition_penalty: float | None = Field(None, ge=0.1, le=10)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
-    stop: str | list[str] | None = None
     mtor: MtorWishes | None = None
 
 

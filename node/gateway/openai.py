@@ -86,15 +86,10 @@ class StreamOptions(Lenient):
     include_usage: bool = False
 
 
-class ChatCompletionRequest(Lenient):
-    """`POST /v1/chat/completions`."""
+class Sampling(Lenient):
+    """How long an answer may be and how its tokens are chosen, in OpenAI's names."""
 
-    model: str
-    messages: list[ChatMessage] = Field(min_length=1, max_length=params.MAX_MESSAGES)
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(None, ge=1, le=params.MAX_OUTPUT_TOKENS)
-    max_completion_tokens: int | None = Field(None, ge=1, le=params.MAX_OUTPUT_TOKENS)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=0, le=1_000_000)
@@ -103,6 +98,16 @@ class ChatCompletionRequest(Lenient):
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     stop: str | list[str] | None = None
+
+
+class ChatCompletionRequest(Sampling):
+    """`POST /v1/chat/completions`."""
+
+    model: str
+    messages: list[ChatMessage] = Field(min_length=1, max_length=params.MAX_MESSAGES)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_completion_tokens: int | None = Field(None, ge=1, le=params.MAX_OUTPUT_TOKENS)
     n: int | None = Field(None, ge=1, le=MOST_CHOICES)
     tools: list[ToolShape] | None = Field(None, max_length=params.MAX_TOOLS)
     tool_choice: str | ChoiceShape | None = None

@@ -3,7 +3,6 @@
 import json
 import logging
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from node.config import LogSection
 from node.engines.fake import FakeEngine
 from node.engines.port import EngineError, Piece
 from node.gateway.keys import ApiKeys
-from node.logs import LOG_FILE, QUIET, log_folder, start_logging
+from node.logs import LOG_FILE, log_folder, start_logging
 from protocol.errors import ErrorCode
 from protocol.ids import CHAT, QueryId
 from protocol.messages import ChatRequest, Turn
@@ -24,24 +23,10 @@ from protocol.signing import Signer
 from tests.node.gateway_world import ROUTED, Emit, World, events, failing, gateway_world, until
 from tests.node.gateways import two_gateways
 
+pytestmark = pytest.mark.usefixtures("loggers_as_before")
+
 QUERY_ID = QueryId(bytes(range(16)))
 PROMPT, ANSWER = "a-prompt-of-mine", "an-answer-of-the-model"
-
-
-@pytest.fixture(autouse=True)
-def loggers_as_before() -> Iterator[None]:
-    """`start_logging` takes the process's loggers; give them back, with their files closed."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    levels = {name: logging.getLogger(name).level for name in ("mtor", *QUIET)}
-    yield
-    for handler in root.handlers:
-        if handler not in handlers:
-            handler.close()
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name, before in levels.items():
-        logging.getLogger(name).setLevel(before)
 
 
 def lines(data: Path) -> list[str]:

@@ -3,7 +3,7 @@
 import io
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,28 +17,14 @@ from node.config import LogSection
 from node.log_context import query_named
 from node.log_files import BLOCK_BYTES, LONGEST_LINE, Part, Wish, last_records, log_files, read_line
 from node.log_operations import FOLLOWED_LINES, MOST_FOLLOWERS, LogOperations
-from node.logs import QUIET, log_folder, start_logging
+from node.logs import log_folder, start_logging
 from node.operations import Json, OperationFailed, dispatch_stream
 from tests.node.gateway_world import World, gateway_world, until
 
+pytestmark = pytest.mark.usefixtures("loggers_as_before")
+
 QUERY, OTHER = "ab" * 16, "cd" * 16
 log = logging.getLogger("mtor.x")
-
-
-@pytest.fixture(autouse=True)
-def loggers_as_before() -> Iterator[None]:
-    """`start_logging` takes the process's loggers; give them back, with their files closed."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    levels = {name: logging.getLogger(name).level for name in ("mtor", *QUIET)}
-    yield
-    for handler in root.handlers:
-        if handler not in handlers:
-            handler.close()
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name, before in levels.items():
-        logging.getLogger(name).setLevel(before)
 
 
 def begin(data: Path, **section: Any) -> None:
