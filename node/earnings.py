@@ -33,7 +33,7 @@ from protocol.signing import Signer
 log = logging.getLogger("mtor.ledger")
 
 LOOK_WINDOW = 10 * params.SECONDS
-LOOKS_A_PAYER = 32  # channels unknown here that one payer may name in that time
+LOOKS_A_PAYER = 64  # channels that one payer may name in that time and that no witness knows
 
 _CLOSING = b"m:closing:"  # + channel: the close that was signed for it
 
@@ -83,7 +83,7 @@ class Earnings:
         self._clock = clock
         self._serving: set[ChannelId] = set()
         self._settling = trio.Lock()
-        self._looks: dict[NodeId, list[int]] = {}  # when each payer last made this node look for a channel
+        self._looks: dict[NodeId, list[int]] = {}  # when each payer made this node look, and nothing was found
 
     async def cover(self, channel: ChannelId, payer: NodeId) -> ChannelView:
         """An open channel that `payer` may use, final, fetched from the witnesses if it is not known here.
@@ -91,8 +91,7 @@ class Earnings:
         Raises `Refused`: UNKNOWN_CHANNEL, CHANNEL_CLOSED, EXPIRED, or OVERLOADED while no quorum can be reached.
         """
         if View(self._store).channel(channel) is None:
-            self._check_pace(payer)
-            await self._replica.fetch_channel(channel)
+            await self._look(payer, channel)
         state = self._incoming(channel)
         self._check_payer(state, payer)
         self._check_time(state)
@@ -231,14 +230,18 @@ class Earnings:
         if not may_use(View(self._store), payer, state.payer):
             raise Refused(ErrorCode.UNKNOWN_CHANNEL, "this channel is another payer's")
 
-    def _check_pace(self, payer: NodeId) -> None:
-        """A stranger's channel ids cost a look at the witnesses each: only so many at a time."""
+    async def _look(self, payer: NodeId, channel: ChannelId) -> None:
+        """Ask the witnesses for a channel. A stranger's ids cost a look each, so only so many may lead to nothing: an
+        honest payer's are holds, however many it opens at once. Raises `Refused` (OVERLOADED)."""
         now = self._clock()
-        self._looks = {peer: looks for peer, looks in self._looks.items() if now - looks[-1] < LOOK_WINDOW}
+        self._looks = {peer: looks for peer, looks in self._looks.items() if looks and now - looks[-1] < LOOK_WINDOW}
         looks = [look for look in self._looks.get(payer, []) if now - look < LOOK_WINDOW]
         if len(looks) >= LOOKS_A_PAYER:
-            raise Refused(ErrorCode.OVERLOADED, "too many channels that are not known here", LOOK_WINDOW)
+            raise Refused(ErrorCode.OVERLOADED, "too many channels that no witness knows", LOOK_WINDOW)
         self._looks[payer] = [*looks, now]
+        await self._replica.fetch_channel(channel)
+        if View(self._store).channel(channel) is not None and now in self._looks.get(payer, []):
+            self._looks[payer].remove(now)
 
     def _check_time(self, state: Channel) -> None:
         if state.expiry_ms - self._clock() <= params.SETTLE_MARGIN:

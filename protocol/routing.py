@@ -36,6 +36,7 @@ USES = {
     "speak": "speaks (`mtor say`)",
     "transcribe": "writes down sounds (`mtor transcribe`)",
 }  # of a model, by the kind of request that it takes: what to do instead of asking for what it does not
+CROWDED = 1.0  # how much longer an answer takes where all slots are in use: they share one card
 PRICE_MS_PER_MICRO = 0.2  # 1,000 µcredits a thousand tokens dearer is worth 200 ms of waiting
 
 
@@ -295,9 +296,11 @@ def _candidate(known: KnownOffer, model: ModelOffer, knowledge: Knowledge) -> Ca
     one_answer = TYPICAL_ANSWER_TOKENS / speed * 1_000
     ahead = max(model.busy + model.queued, knowledge.in_flight.get(known.node, 0))
     waiting = max(0, ahead + 1 - model.slots) / model.slots * one_answer
+    crowding = CROWDED * min(1.0, ahead / model.slots) * one_answer  # spreads queries before anybody is full
     local = known.node == knowledge.local
     price = 0.0 if local else model.price_out * PRICE_MS_PER_MICRO
-    expected = (waiting + (experience.ttft_ms or UNKNOWN_TTFT_MS) + one_answer) * (1 + 4 * experience.failure_rate)
+    answering = waiting + (experience.ttft_ms or UNKNOWN_TTFT_MS) + one_answer + crowding
+    expected = answering * (1 + 4 * experience.failure_rate)
     return Candidate(known, model, expected + price, local)
 
 

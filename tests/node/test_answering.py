@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import trio
 
-from node.answers import Failed, WorkerShare
+from node.answers import WorkerShare
 from node.engines.fake import ANSWER_TOKENS, FakeEngine, fake_answer
 from node.scheduler import FIRST_GUESS_MS
 from node.worker import MAX_STREAMS_PER_PEER
@@ -233,16 +233,19 @@ async def test_a_sub_accounts_limit_holds_for_the_nodes_own_card_too() -> None:
 
 async def test_more_queries_than_one_requester_may_have_are_refused_and_not_dropped() -> None:
     """A dropped stream would look like a lost worker, which is then left alone for minutes."""
-    engine = FakeEngine(seconds_per_token=0.01)
+    engine = FakeEngine(seconds_per_token=3_600)  # nobody is served before the last one has asked
     async with memory_federation(engine, slots=64, queue=100, free_tokens=100_000) as federation:
-        seen: list[Answered] = []
+        ended: list[Answered] = []
 
         async def ask() -> None:
-            seen.append(await federation.gateway.ask(question()))
+            ended.append(await federation.gateway.ask(question(deadline_ms=600_000)))
 
         async with trio.open_nursery() as nursery:
             for _ in range(MAX_STREAMS_PER_PEER + 10):
                 nursery.start_soon(ask)
-        failed = [answered.failed for answered in seen if isinstance(answered.events[-1], Failed)]
-        assert len(seen) - len(failed) >= MAX_STREAMS_PER_PEER
-        assert failed and {each.code for each in failed} == {ErrorCode.OVERLOADED}
+            with trio.fail_after(60):
+                while engine.running < MAX_STREAMS_PER_PEER or len(ended) < 10:
+                    await trio.sleep(0.01)
+            assert len(ended) == 10
+            assert {answered.failed.code for answered in ended} == {ErrorCode.OVERLOADED}
+            nursery.cancel_scope.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import trio
 
 from node.bookkeeper import Bookkeeper, LedgerDamaged, Receipt, Settings
+from node.earnings import LOOK_WINDOW, LOOKS_A_PAYER
 from node.leases import LEASE_MARGIN
 from node.ledger_writer import GROUP
 from node.memory_store import MemoryStore
@@ -175,6 +177,33 @@ async def test_cover_names_what_is_wrong() -> None:
             await refused(ErrorCode.EXPIRED, bob.cover(late.channel, ALICE.node))
         await bob.close(lease.channel)
         await refused(ErrorCode.CHANNEL_CLOSED, bob.cover(lease.channel, ALICE.node))
+
+
+async def test_only_so_many_channels_that_no_witness_knows_are_looked_for() -> None:
+    async with books() as house:
+        _, alice, bob = await three(house)
+        for number in range(LOOKS_A_PAYER):
+            await refused(ErrorCode.UNKNOWN_CHANNEL, bob.cover(ChannelId(bytes([number]) * 32), ALICE.node))
+        asked = len(house.cable.asked)
+        refusal = await refused(ErrorCode.OVERLOADED, bob.cover(ChannelId(b"\xee" * 32), ALICE.node))
+        assert refusal.retry_after_ms == LOOK_WINDOW and len(house.cable.asked) == asked
+        await refused(ErrorCode.UNKNOWN_CHANNEL, bob.cover(ChannelId(b"\xee" * 32), WITNESS.node))  # another's
+        house.clock.now += LOOK_WINDOW
+        async with alice.lease(BOB.node, *PRICES, QUOTE, 1) as lease:
+            await bob.cover(lease.channel, ALICE.node)
+
+
+async def test_an_honest_payer_may_open_as_many_channels_at_once_as_it_likes() -> None:
+    """A gateway's burst of queries to one worker is a burst of new channels."""
+    many = 2 * LOOKS_A_PAYER
+    async with books() as house, AsyncExitStack() as stack:
+        witness, bob = await house.start(WITNESS), await house.start(BOB)
+        alice = await house.start(ALICE, settings=Settings(hold=1_000))
+        await witness.grant(ALICE.node, CREDITS)
+        leases = [await stack.enter_async_context(alice.lease(BOB.node, *PRICES, QUOTE, 1_000)) for _ in range(many)]
+        for each in leases:
+            await bob.cover(each.channel, ALICE.node)
+        assert len({each.channel for each in leases}) == many
 
 
 async def test_a_channel_serves_one_query_at_a_time() -> None:

@@ -147,11 +147,10 @@ async def test_a_websocket_goes_by_tls(tmp_path: Path) -> None:
     async with secure_world(tmp_path, "127.0.0.1") as world:
 
         async def ping() -> str:
-            async with aiohttp.ClientSession() as session:
-                url = f"wss://127.0.0.1:{world.port}/ws"
-                async with session.ws_connect(url, ssl=trusting(tmp_path)) as socket:
-                    await socket.send_str('{"type":"ping"}')
-                    return str((await socket.receive(HANG_SECONDS)).data)
+            async with aiohttp.ClientSession() as session:  # it waits for its connections' ends, not for a socket's
+                socket = await session.ws_connect(f"wss://127.0.0.1:{world.port}/ws", ssl=trusting(tmp_path))
+                await socket.send_str('{"type":"ping"}')
+                return str((await socket.receive(HANG_SECONDS)).data)
 
         assert json.loads(await trio.to_thread.run_sync(lambda: asyncio.run(ping()))) == {"type": "pong"}
 

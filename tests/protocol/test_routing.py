@@ -1,11 +1,12 @@
 """Ranking, its explanations, and what experience does to it."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
 from protocol import params
-from protocol.ids import CHAT, IMAGINE, VISION, RealmId, peer_id
+from protocol.ids import CHAT, IMAGINE, VISION, NodeId, RealmId, peer_id
 from protocol.messages import NUMBERS, ChatRequest, Device, SpeakRequest, VisionRequest
 from protocol.offers import KnownOffer
 from protocol.routing import (
@@ -58,6 +59,23 @@ def test_load_price_and_failures_count(make_offer: Make) -> None:
     assert order(idle, make_offer(3, model_offer()), knowledge=flaky)[1] == idle.node
     crowded = Knowledge(LOCAL, in_flight={idle.node: 8})
     assert order(idle, make_offer(3, model_offer()), knowledge=crowded)[1] == idle.node
+
+
+def test_queries_are_spread_before_anybody_is_full(make_offer: Make) -> None:
+    """Offers are seconds old: who waits for a worker to be full meets those who fill it meanwhile."""
+    offers = [make_offer(number, model_offer(slots=64)) for number in (1, 2, 3)]
+    asked: Counter[NodeId] = Counter()
+    for query in range(96):
+        ranking = rank(CHAT, Requirements(), offers, Knowledge(LOCAL, in_flight=asked), NOW, bytes([query]))
+        asked[ranking.candidates[0].node] += 1
+    assert sorted(asked.values()) == [32, 32, 32]
+
+
+def test_a_much_faster_worker_is_asked_even_when_it_is_half_full(make_offer: Make) -> None:
+    slow, fast = make_offer(1, model_offer(tokens_per_second=10_000)), make_offer(2, model_offer(slots=8, busy=4))
+    speeds = {slow.node: 10.0, fast.node: 90.0}
+    measured = {(node, "tiny"): Experience(9, 0, 0, 300, speed) for node, speed in speeds.items()}
+    assert order(slow, fast, knowledge=Knowledge(LOCAL, measured))[0] == fast.node
 
 
 def test_the_own_node_is_a_candidate_without_a_price(make_offer: Make) -> None:
