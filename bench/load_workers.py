@@ -22,6 +22,7 @@ from node.config import FreeSection, RealmSection
 from node.directory import Directory
 from node.engines.fake import FakeEngine
 from node.federation import install_genesis
+from node.garbage import calm_collector
 from node.identity import load_or_create_identity
 from node.ledger_service import LedgerService, open_bookkeeper
 from node.libp2p_host import Libp2pNetwork
@@ -78,6 +79,7 @@ async def main_async(root: Path, genesis: bytes, bootstrap: str, workers: int, p
     async with trio.open_nursery() as nursery:
         for number in range(workers):
             nursery.start_soon(worker, root / f"worker-{number}", genesis, bootstrap, 1 / pace)
+        calm_collector()
         await trio.to_thread.run_sync(sys.stdin.read, abandon_on_cancel=True)
         nursery.cancel_scope.cancel()
 

@@ -36,6 +36,7 @@ from node.facts import NodeFacts
 from node.fake_cards import CardsFileError
 from node.federation import FederationError
 from node.figures import NodeFigures
+from node.garbage import calm_collector
 from node.gateway.http import Gateway, GatewayError
 from node.gateway.keys import KeysError
 from node.gateway.ports import FederationFacts
@@ -235,6 +236,7 @@ class Node:
             print(f"page:   {self._gateway.page_link()} (ten minutes, once; then `mtor open`)", file=sys.stderr)
         nursery.start_soon(self._serving.run)
         nursery.start_soon(self._outer.run)
+        calm_collector()
 
     async def _open_stream(self, node: NodeId) -> Stream:
         """A query stream; to the own node one that stays inside this process."""

@@ -80,6 +80,21 @@ class JsonLines(logging.Formatter):
         return json.dumps(as_record(record), ensure_ascii=False)
 
 
+class Once(logging.Formatter):
+    """File and terminal get the same line: it is made for the first of them."""
+
+    def __init__(self, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self._formatter = formatter
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Formatter`."""
+        made: str | None = record.__dict__.get("mtor_line")
+        if made is None:
+            made = record.__dict__["mtor_line"] = self._formatter.format(record)
+        return made
+
+
 def as_record(record: logging.LogRecord) -> Record:
     """What a line says, as `node.log_files` reads it back."""
     made: Record = {
@@ -107,7 +122,7 @@ def start_logging(config: LogSection, data: Path) -> None:
     rotating = logging.handlers.RotatingFileHandler(
         folder / LOG_FILE, maxBytes=config.max_bytes, backupCount=config.files, encoding="utf-8"
     )
-    formatter = JsonLines() if config.format == "json" else TextLines(LINE)
+    formatter = Once(JsonLines() if config.format == "json" else TextLines(LINE))
     root = logging.getLogger()
     for old in list(root.handlers):
         root.removeHandler(old)

@@ -112,6 +112,8 @@ class Server:
         if request.path in ("/fault", "/seen", "/reset"):
             return await handler(request)
         entry: dict[str, Any] = {"path": request.path, "key": request.headers.get("Authorization", "")}
+        assert request.transport is not None
+        entry["connection"] = request.transport.get_extra_info("peername")[1]
         if request.content_type == "application/json" and request.method == "POST":
             entry["body"] = await request.json()
         self.seen.append(entry)
@@ -439,6 +441,17 @@ async def drip(request: web.Request) -> web.StreamResponse:
     return stream.response
 
 
+async def goodbye(request: web.Request) -> web.StreamResponse:
+    """A whole answer on a connection that ends with it, which nobody was told."""
+    stream = Stream(request, "tiny-plain", 5)
+    await stream.begin()
+    await stream.say("bye")
+    await stream.end("stop")
+    assert request.transport is not None
+    request.transport.close()
+    return stream.response
+
+
 async def thinker(request: web.Request) -> web.StreamResponse:
     """A reasoning model."""
     stream = Stream(request, "tiny-plain", 5)
@@ -509,6 +522,7 @@ FAULTS: dict[str, Handler] = {
     "brotli": body(b"?", "application/json", **{"Content-Encoding": "br"}),
     "lying usage": lying_usage,
     "drip": drip,
+    "goodbye": goodbye,
     "thinker": thinker,
     "redirect out": redirect(307, "http://10.9.8.7/v1/chat/completions"),
     "redirect 302": redirect(302, "/v1/chat/completions"),

@@ -25,8 +25,9 @@ from node.engines.outer.http import (
     is_allowed,
 )
 from node.engines.outer.sse import EventReader
+from node.engines.port import Finished
 from node.engines.requests import chat_request
-from tests.outer.world import RunningServer, answer, model_of, running, until
+from tests.outer.world import RunningServer, answer, model_of, running, text_of, until
 
 ASKED = chat_request("hello", max_tokens=3)
 
@@ -132,6 +133,17 @@ async def test_a_status_says_its_kind_and_not_its_text(server: RunningServer) ->
         with pytest.raises(BadStatus) as failed:
             await client.fetch("POST", "/predict", body={})
     assert failed.value.detail == "HTTP 400 some_error"
+
+
+async def test_a_connection_serves_the_next_answer_too_and_a_closed_one_is_not_used(server: RunningServer) -> None:
+    async with running(model_of(server)) as engine:
+        for _ in range(2):
+            assert isinstance((await answer(engine, ASKED))[-1], Finished)
+        await server.fault("goodbye", times=1)
+        assert text_of(await answer(engine, ASKED)) == "bye"
+        assert len(text_of(await answer(engine, ASKED)).split()) == 3
+    seen = [each["connection"] for each in (await server.seen())["seen"] if each["path"] == "/v1/chat/completions"]
+    assert seen[0] == seen[1] == seen[2] != seen[3]
 
 
 # --- health ---------------------------------------------------------------------------------------------

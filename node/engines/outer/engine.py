@@ -44,6 +44,7 @@ log = logging.getLogger("mtor.outer")
 
 COUNT_ALLOWANCE = 16  # tokens without a byte: the end of the text, half a character, a role
 PIECE_UNITS = 64  # handed over at a time
+PIECES_AHEAD = 16  # that wait for the worker: a server that is quicker would be heard one by one
 PIECE_CHARS = 512  # at most 2 KiB: a worker puts sixteen pieces into one message
 MOST_TOKEN_BYTES = 64  # a text counts as one token for this many bytes at least, whatever its server says
 BYTES_A_TOKEN = 4  # of text whose tokens nobody counted
@@ -261,7 +262,7 @@ class OuterEngine:
             error = OuterError("the worker's server is down")
             error.retry_after_ms = self._health.retry_after_ms()
             raise error
-        send, receive = trio.open_memory_channel[EngineEvent | EngineError](0)
+        send, receive = trio.open_memory_channel[EngineEvent | EngineError](PIECES_AHEAD)
         generation = OuterGeneration(send, receive)
 
         def asked(out: OuterGeneration) -> Coroutine[Any, Any, str]:

@@ -36,6 +36,9 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 LOOPBACK: tuple[Network, ...] = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
 
 CONNECT_SECONDS = 5.0
+KEPT_CONNECTIONS = 8  # for the next queries
+KEPT_SECONDS = 2.0  # servers keep theirs for five and more: one closed meanwhile would look like one that failed
+LAST_BYTES_SECONDS = 0.25  # for the end of a body whose last event was heard
 READ_SECONDS = 120.0  # without a byte: a server may have to load its model first
 ATTEMPTS = 3
 FIRST_PAUSE_SECONDS = 0.25
@@ -142,6 +145,12 @@ class Answer:
         finally:
             await self._end(raw)
 
+    async def finish(self, chunks: AsyncIterator[bytes]) -> None:
+        """The rest of a body of which nothing is needed any more, so that its connection can be kept."""
+        with trio.move_on_after(LAST_BYTES_SECONDS), suppress(OuterError):
+            async for _ in chunks:
+                pass
+
     async def _end(self, raw: AsyncIterator[bytes]) -> None:
         """Close, and let httpx's own generators, one in another, find out: trio minds those that are left lying."""
         with trio.CancelScope(shield=True), suppress(httpx.HTTPError, httpx.StreamError):
@@ -183,8 +192,12 @@ class OuterHttp:
             verify=ssl.create_default_context() if base.scheme == "https" else False,
             trust_env=False,  # no proxy that a variable names
             follow_redirects=False,
-            # Connections are not kept: a server that closed one meanwhile would look like one that failed.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
+            limits=httpx.Limits(
+                max_connections=None,
+                # A redirect may lead to another name at the same address, whose certificate would go unseen.
+                max_keepalive_connections=KEPT_CONNECTIONS if base.scheme == "http" else 0,
+                keepalive_expiry=KEPT_SECONDS,
+            ),
         )
 
     async def aclose(self) -> None:

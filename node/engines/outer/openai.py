@@ -229,6 +229,7 @@ class _Reply:
         async with aclosing(answer.chunks()) as chunks, aclosing(events(chunks)) as messages:
             async for message in messages:
                 if message == DONE:
+                    await answer.finish(chunks)
                     return
                 await self._take(_parsed(message), "delta")
                 if self.full:
