@@ -69,6 +69,7 @@ DHT_WATCH = 0.25  # seconds between looks for peers that the DHT does not know y
 GOSSIP_WATCH = 3.0  # seconds between looks for peers without a gossip stream
 GOSSIP_PROTOCOL = TProtocol("/meshsub/1.1.0")
 GOSSIP_DEGREE, GOSSIP_DEGREE_LOW, GOSSIP_DEGREE_HIGH = 6, 4, 12  # GossipSub's own recommendation
+GOSSIP_WINDOW, GOSSIP_HISTORY = 6, 10  # heartbeats in which peers are told of a message, and it can be asked for
 GOSSIP_RATE = 500.0  # messages a second, topic and forwarder; the default of 10 drops honest bursts
 
 
@@ -386,6 +387,8 @@ class Libp2pNetwork:
             degree_low=GOSSIP_DEGREE_LOW,
             degree_high=GOSSIP_DEGREE_HIGH,
             heartbeat_interval=1,
+            gossip_window=GOSSIP_WINDOW,
+            gossip_history=GOSSIP_HISTORY,
             adaptive_gossip_enabled=False,
             eclipse_protection_enabled=False,  # it wants three IP addresses; a home network has one
             max_messages_per_topic_per_second=GOSSIP_RATE,

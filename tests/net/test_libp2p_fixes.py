@@ -15,9 +15,10 @@ from libp2p.io.abc import ReadWriteCloser
 from libp2p.protocol_muxer.exceptions import MultiselectCommunicatorError
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 
-from node import libp2p_fixes
+from node import libp2p_fixes, libp2p_host
 from node.libp2p_host import Libp2pNetwork
-from node.network import NetworkError, Stream, StreamReset
+from node.network import NetworkError, Stream, StreamReset, Verdict
+from protocol.ids import NodeId
 
 StartNode = Callable[..., Awaitable[Libp2pNetwork]]
 Works = Callable[[Libp2pNetwork, Libp2pNetwork], Awaitable[None]]
@@ -25,6 +26,7 @@ Underside = Callable[[Libp2pNetwork], Any]
 
 ECHO = "/mtor/test/echo/1"
 MUTE = "/mtor/test/mute/1"
+TOPIC = "/mtor/test/gossip/1"
 TCP_GREETING = b"\x13/multistream/1.0.0\n"
 YAMUX_HEADER = "!BBHII"
 
@@ -359,3 +361,34 @@ async def test_a_finished_handler_leaves_nothing_behind(start_node: StartNode, u
         assert await stream.receive() == b""
     await until(lambda: len(underside(server).muxer(client).streams) <= 2)  # identify's own may be open
     assert len(underside(client).connection(server).get_streams()) <= 2
+
+
+async def test_peers_outside_of_a_full_mesh_hear_and_are_heard(
+    start_node: StartNode, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unfixed, a hub with more peers than its mesh may have leaves the others deaf and mute."""
+    for name, degree in (("GOSSIP_DEGREE", 2), ("GOSSIP_DEGREE_LOW", 1), ("GOSSIP_DEGREE_HIGH", 3)):
+        monkeypatch.setattr(libp2p_host, name, degree)
+    hub, *leaves = [await start_node(number, gossip=True) for number in range(1, 8)]
+    heard: dict[NodeId, set[bytes]] = {node.node: set() for node in (hub, *leaves)}
+
+    async def listen(node: Libp2pNetwork) -> None:
+        async with node.subscribe(TOPIC, lambda data: Verdict.ACCEPT) as messages:
+            async for data in messages:
+                heard[node.node].add(data)
+
+    def meshes() -> list[set[Any]]:
+        return [node._pubsub.router.mesh.get(TOPIC, set()) for node in (hub, *leaves)]
+
+    for node in (hub, *leaves):
+        nursery.start_soon(listen, node)
+    for leaf in leaves:
+        await leaf.connect(hub.addresses()[0])
+    await until(lambda: len(hub._pubsub.peer_topics.get(TOPIC, ())) == len(leaves))
+    while len(meshes()[0]) > 3 or all(meshes()[1:]):  # until the hub has pruned some
+        await trio.sleep(0.1)
+    for leaf in leaves:
+        await leaf.publish(TOPIC, leaf.node)
+    everybody = {bytes(leaf.node) for leaf in leaves}
+    await until(lambda: heard[hub.node] == everybody)
+    await until(lambda: all(heard[leaf.node] >= everybody - {bytes(leaf.node)} for leaf in leaves))
