@@ -148,7 +148,7 @@ def explain_no_peer(realm: RealmId, requirements: Requirements, ranking: Ranking
         return _explain_no_model(realm, requirements.model, ranking.unfit)
     if not here:
         elsewhere = _listed(f"{each.model.model} in {each.model.realm}" for each in ranking.unfit)
-        start = f"no peer offers {realm} now; start one with `mtor up --model NAME` or check `mtor peers`"
+        start = f"no peer offers {realm} now; serve a model here (`mtor serve NAME`), or see `mtor peers`"
         return f"{start}. On offer elsewhere: {elsewhere}" if elsewhere else start
     meant = [each for each in here if not each.requirement.startswith(("worker ", "model "))] or here
     if lacks_features(ranking):
