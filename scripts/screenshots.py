@@ -16,7 +16,7 @@ from playwright.sync_api import Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.browser.conftest import FLAGS, SCHEMES, WIDTHS, find_chromium
+from tests.browser.conftest import FLAGS, SCHEMES, WIDTHS, find_chromium, shown
 from tests.browser.world import BrowserWorld, browser_world
 
 SETTLED_MS = 500
@@ -91,7 +91,7 @@ def main() -> None:
                         page.goto(f"{world.url}/#unlock={world.code()}")
                         page.wait_for_selector("#standing .dot.good")
                         page.goto(f"{world.url}/#/{view}")
-                        page.wait_for_selector(f"#view-{view}")
+                        shown(page, view)
                         page.wait_for_timeout(SETTLED_MS)
                         prepare(page, world)
                         page.wait_for_timeout(SETTLED_MS)

@@ -398,7 +398,7 @@ def owner_world(data: Path) -> Iterator[BrowserWorld]:
     """A world whose owner's side is whole."""
     world = BrowserWorld(data)
     world.operations = OwnerOperations(world.state)
-    world.start()
+    world.begin()
     try:
         yield world
     finally:

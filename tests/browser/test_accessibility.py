@@ -8,6 +8,7 @@ from itertools import pairwise
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Visitor
+from tests.browser.conftest import go as go_on
 from tests.browser.test_frame import VIEWS
 from tests.browser.world import BrowserWorld
 
@@ -104,8 +105,7 @@ def contrast(one: str, other: str) -> float:
 
 def go(page: Page, view: str) -> None:
     """Another view of the same page, when what it asks for is there."""
-    page.evaluate("(view) => { location.hash = `#/${view}` }", view)
-    page.wait_for_selector(f"#view-{view}")
+    go_on(page, view)
     page.wait_for_timeout(150)
 
 

@@ -15,12 +15,12 @@ from playwright.sync_api import Browser, Page
 from node.gateway.keys import ApiKeys
 from protocol.ids import peer_id
 from tests.browser.answers import FAR
-from tests.browser.conftest import WAIT_MS, Visitor
+from tests.browser.conftest import PAGE_FILES, WAIT_MS, Visitor, go
 from tests.browser.world import BrowserWorld
 
 CHAT = {"model": "auto", "messages": [{"role": "user", "content": "spend my credits"}]}
 
-TRIES = """async ([node, chat, socket]) => {
+TRIES = """async ([node, files, chat, socket]) => {
   const tried = {};
   const attempt = async (name, work) => {
     try { tried[name] = await work(); } catch (error) { tried[name] = `refused: ${error.name}`; }
@@ -42,11 +42,11 @@ TRIES = """async ([node, chat, socket]) => {
     document.body.append(element);
   });
   const made = (tag, source) => Object.assign(document.createElement(tag), source);
-  await attempt("script", () => loaded(made("script", { src: node + "/page/main.js" })));
-  await attempt("module", () => loaded(made("script", { src: node + "/page/main.js", type: "module" })));
-  await attempt("image", () => loaded(made("img", { src: node + "/page/icon.svg" })));
+  await attempt("script", () => loaded(made("script", { src: files + "main.js" })));
+  await attempt("module", () => loaded(made("script", { src: files + "main.js", type: "module" })));
+  await attempt("image", () => loaded(made("img", { src: files + "icon.svg" })));
   await attempt("models as a script", () => loaded(made("script", { src: node + "/v1/models" })));
-  await attempt("style", () => loaded(made("link", { rel: "stylesheet", href: node + "/page/style.css" })));
+  await attempt("style", () => loaded(made("link", { rel: "stylesheet", href: files + "style.css" })));
   await attempt("socket", () => new Promise((done) => {
     const made = new WebSocket(socket);
     made.onopen = () => done("open");
@@ -104,7 +104,8 @@ def foreign(chromium: Browser) -> Iterator[Page]:
 
 
 def test_a_foreign_page_gets_nothing_and_does_nothing(foreign: Page, world: BrowserWorld) -> None:
-    tried = foreign.evaluate(TRIES, [world.url, json.dumps(CHAT), world.url.replace("http", "ws") + "/ws"])
+    socket = world.url.replace("http", "ws") + "/ws"
+    tried = foreign.evaluate(TRIES, [world.url, world.url + PAGE_FILES, json.dumps(CHAT), socket])
     for name in ("json", "simple", "models", "credentials"):
         assert tried[name] == "refused: TypeError", tried
     for name in ("no-cors", "unlock", "keys"):
@@ -142,14 +143,13 @@ def test_strangers_words_are_words(visit: Visitor, world: BrowserWorld) -> None:
     world.state.name = hostile
     world.state.paused = hostile
     for view in ("chat", "imagine", "speech", "network", "ledger", "owner"):
-        page.evaluate("(view) => { location.hash = `#/${view}` }", view)
-        page.wait_for_selector(f"#view-{view}")
+        go(page, view)
         page.wait_for_timeout(300)
         assert page.evaluate("() => window.hacked === undefined && !document.querySelector('[onerror]')"), view
 
 
 def test_no_secret_is_in_an_address_or_sent_on(visit: Visitor, world: BrowserWorld) -> None:
-    page = visit("chat")
+    page = visit.open(visit.context())
     seen: list[Any] = []
     page.on("request", lambda request: seen.append((request.url, request.headers.get("referer", ""))))
     code = world.code()

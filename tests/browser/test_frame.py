@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import PageWatch, Visitor
+from tests.browser.conftest import PageWatch, Visitor, go
 from tests.browser.world import BrowserWorld
 
 VIEWS = ("chat", "imagine", "speech", "network", "ledger", "owner")
@@ -16,9 +16,12 @@ def test_says_how_the_node_stands(page: Page, world: BrowserWorld) -> None:
     expect(page.locator("#standing")).to_contain_text("Paused")
 
 
-def test_unlocks_by_an_address(visit: Visitor) -> None:
-    page = visit("owner", unlocked=True)
+def test_unlocks_by_an_address(page: Page, world: BrowserWorld) -> None:
+    page.goto(f"{world.url}/#unlock={world.code()}")
+    page.wait_for_function("() => localStorage.getItem('mtor.session') !== null")
     assert "unlock" not in page.url
+    page.goto(f"{world.url}/#/owner")
+    expect(page.get_by_role("tabpanel")).to_be_visible()
 
 
 def test_says_that_a_code_was_used(page: Page, world: BrowserWorld, page_watch: PageWatch) -> None:
@@ -30,8 +33,7 @@ def test_says_that_a_code_was_used(page: Page, world: BrowserWorld, page_watch: 
 def test_no_view_scrolls_sideways(visit: Visitor, width: int) -> None:
     page = visit("chat", width, unlocked=True)
     for view in VIEWS:
-        page.evaluate("(view) => { location.hash = `#/${view}` }", view)
-        page.wait_for_selector(f"#view-{view}")
+        go(page, view)
         wide = page.evaluate("() => document.documentElement.scrollWidth - innerWidth")
         assert wide <= 0, f"{view} is {wide} pixels too wide at {width}"
 

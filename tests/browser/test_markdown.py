@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Page
 
 from tests.browser.answers import HOSTILE, MARKDOWN
+from tests.browser.conftest import PAGE_FILES
 
 BLOCKS = ["div", "p", "br", "hr", "h3", "h4", "h5", "h6", "ul", "ol", "li", "blockquote", "pre", "button"]
 TABLES = ["table", "thead", "tbody", "tr", "th", "td"]
@@ -24,9 +25,12 @@ ATTRIBUTES = {
 }
 DEEPEST = 60  # elements in each other: lists and quotes of eight levels, and what is in them
 
-RENDER = "async (text) => (await import('/page/markdown.js')).markdown(text).outerHTML"
-STREAM = """async ([text, sizes]) => {
-  const { MarkdownView } = await import('/page/markdown.js');
+IMPORTED = f"(await import('{PAGE_FILES}markdown.js'))"
+RENDER = f"async (text) => {IMPORTED}.markdown(text).outerHTML"
+APPEND = f"async (text) => document.querySelector('main').append({IMPORTED}.markdown(text))"
+STREAM = (
+    f"async ([text, sizes]) => {{ const {{ MarkdownView }} = {IMPORTED};"
+    + """
   const view = new MarkdownView();
   let at = 0;
   for (const size of sizes) {
@@ -38,8 +42,10 @@ STREAM = """async ([text, sizes]) => {
   view.finish();
   return view.element.outerHTML;
 }"""
-LOOK = """async ([texts, elements, attributes, deepest]) => {
-  const { markdown } = await import('/page/markdown.js');
+)
+LOOK = (
+    f"async ([texts, elements, attributes, deepest]) => {{ const {{ markdown }} = {IMPORTED};"
+    + """
   const wrong = [];
   const walk = (element, depth, text) => {
     const name = element.localName;
@@ -61,6 +67,7 @@ LOOK = """async ([texts, elements, attributes, deepest]) => {
   for (const text of texts) walk(markdown(text), 0, JSON.stringify(text));
   return wrong;
 }"""
+)
 MARKS = ["*", "**", "_", "__", "~~", "`", "``", "```", "~~~", "# ", "###### ", "> ", "- ", "* ", "+ ", "1. ", "12) "]
 SPACES = ["\n", "\n\n", "\n\n\n", "  ", "    ", "\t", "\r\n", "\0", "\u202e", "\ud83d", "😀", "word", "ünï"]
 FRAMES = ["|", "|-", ":-:|", "---", "[", "]", "(", ")", "![", "<", ">", "\\", "&amp;", '"', "'"]
@@ -140,10 +147,7 @@ def test_hostile_text_stays_text(blank: Page) -> None:
     assert wrong_in(blank, [HOSTILE]) == []
     html = render(blank, HOSTILE)
     assert "&lt;script&gt;window.hacked=2&lt;/script&gt;" in html and "&lt;img src=x" in html
-    blank.evaluate(
-        "async (text) => document.querySelector('main').append((await import('/page/markdown.js')).markdown(text))",
-        HOSTILE,
-    )
+    blank.evaluate(APPEND, HOSTILE)
     assert blank.evaluate("() => window.hacked === undefined")
 
 
@@ -172,8 +176,8 @@ def test_pieces_come_to_the_same_as_the_whole(blank: Page) -> None:
 
 def test_complete_blocks_are_not_made_again(blank: Page) -> None:
     kept = blank.evaluate(
-        """async () => {
-          const { MarkdownView } = await import('/page/markdown.js');
+        f"async () => {{ const {{ MarkdownView }} = {IMPORTED};"
+        + """
           const frame = () => new Promise((next) => setTimeout(next, 5));
           const view = new MarkdownView();
           view.append('first\\n\\n```js\\nline one\\n');
@@ -213,8 +217,8 @@ HARD = {
 def test_time_is_linear(blank: Page) -> None:
     """A text takes about as long as its 32 parts one after the other, and not 32 times as long, as its square would."""
     ratios = blank.evaluate(
-        """async (hard) => {
-          const { markdown } = await import('/page/markdown.js');
+        f"async (hard) => {{ const {{ markdown }} = {IMPORTED};"
+        + """
           const time = (text, times) => {
             const began = performance.now();
             for (let count = 0; count < times; count += 1) markdown(text);
@@ -235,10 +239,7 @@ def test_time_is_linear(blank: Page) -> None:
 
 def test_code_is_copied(blank: Page) -> None:
     blank.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    blank.evaluate(
-        "async (text) => document.querySelector('main').append((await import('/page/markdown.js')).markdown(text))",
-        "```py\nx = 1\n```",
-    )
+    blank.evaluate(APPEND, "```py\nx = 1\n```")
     blank.get_by_role("button", name="Copy this code").click()
     blank.get_by_text("Copied").wait_for()
     assert blank.evaluate("() => navigator.clipboard.readText()") == "x = 1"

@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 
 from node.answers import Question
 from protocol.messages import ChatRequest, SpeakRequest, TranscribeRequest
-from tests.browser.conftest import Visitor
+from tests.browser.conftest import PAGE_FILES, Visitor
 from tests.browser.world import BrowserWorld, until
 
 
@@ -86,8 +86,8 @@ def test_without_a_microphone_the_page_says_why(visit: Visitor) -> None:
 
 def test_the_wake_word_is_heard_in_what_is_said(page: Page) -> None:
     heard = page.evaluate(
-        """async () => {
-            const { afterWakeWord, pieces, spokenText } = await import("/page/voice.js");
+        """async (voice) => {
+            const { afterWakeWord, pieces, spokenText } = await import(voice);
             return {
                 question: afterWakeWord("Well, Computer! What time is it?", "computer"),
                 alone: afterWakeWord("computer.", "computer"),
@@ -96,7 +96,8 @@ def test_the_wake_word_is_heard_in_what_is_said(page: Page) -> None:
                 parts: pieces(`${"A sentence of some length. ".repeat(200)}`).map((part) => part.length),
                 plain: spokenText("# Soup\\n**bold** and `code`\\n```js\\nx()\\n``` [a link](https://example.org)"),
             };
-        }"""
+        }""",
+        f"{PAGE_FILES}voice.js",
     )
     assert heard["question"] == "What time is it?"
     assert heard["alone"] == "" and heard["never"] is None and heard["two"] == "draw a cat"

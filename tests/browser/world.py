@@ -6,9 +6,11 @@ operations, peers and offers) follows the test.
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +28,8 @@ from tests.browser.answers import OWN, PromptedAnswers
 from tests.browser.operations import NodeState, PanelOperations
 
 START_SECONDS = 30
+
+_ports: list[int] = []  # of the world before, which a browser's cache knows
 
 watching.LOOK_SECONDS = 0.1  # the page learns of a change at once, and no test waits a second for it
 
@@ -85,6 +89,14 @@ class BrowserWorld:
         self._token: trio.lowlevel.TrioToken | None = None
         self._thread: threading.Thread | None = None
 
+    def begin(self) -> None:
+        """Serve where the world before did, whose files a browser still has, or on a free port if it is taken now."""
+        try:
+            self.start(_ports[-1] if _ports else 0)
+        except Exception:
+            self.start()
+        _ports[:] = [int(self.url.rpartition(":")[2])]
+
     def start(self, port: int = 0) -> None:
         """Serve, on a free port or on the one that a stopped one had. Raises what hindered it."""
         self._section["port"] = port
@@ -114,6 +126,13 @@ class BrowserWorld:
         assert self._gateway is not None
         return self._gateway.page_link().partition("#unlock=")[2]
 
+    def session(self) -> str:
+        """What the page keeps once it is unlocked."""
+        body = json.dumps({"code": self.code()}).encode()
+        request = urllib.request.Request(f"{self.url}/mtor/unlock", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=START_SECONDS) as answer:
+            return str(json.load(answer)["token"])
+
     def until_asked(self, count: int = 1, seconds: float = 15.0) -> None:
         """Wait for the node to have got so many questions."""
         until(lambda: len(self.answers.asked) >= count, seconds)
@@ -139,7 +158,7 @@ class BrowserWorld:
 def browser_world(data: Path, **section: Any) -> Iterator[BrowserWorld]:
     """A world that serves until the block ends."""
     world = BrowserWorld(data, **section)
-    world.start()
+    world.begin()
     try:
         yield world
     finally:

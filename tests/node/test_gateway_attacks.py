@@ -20,6 +20,7 @@ import trio
 from node.answers import Delta, Question
 from node.gateway import bodies, listening
 from node.gateway.hardening import USUAL
+from node.gateway.page import PageRoutes
 from node.gateway.wishes import MOST_VALUES
 from node.picture_headers import MAX_QUERY_PIXELS, PictureRefused, check_pictures, read_header
 from protocol.params import MAX_INPUT_BYTES
@@ -136,6 +137,7 @@ async def test_other_methods_and_paths_lead_nowhere(tmp_path: Path) -> None:
         )
         for path in files:
             assert (await world.ask("GET", f"/page/{path}")).status == 404, path
+            assert (await world.ask("GET", PageRoutes().address + path)).status == 404, path
         assert (await world.ask("GET", "/v1/models/..%2f..%2fadmin.token")).status == 404
 
 
@@ -148,7 +150,7 @@ async def test_every_answer_is_guarded_and_names_no_version(tmp_path: Path) -> N
         foreign, friend = {"Origin": "https://evil.example"}, {"Origin": "https://chat.example"}
         for reply in (
             await world.ask("GET", "/"),
-            await world.ask("GET", "/page/main.js"),
+            await world.ask("GET", PageRoutes().address + "main.js"),
             await world.ask("GET", "/v1/models"),
             await world.ask("GET", "/nothing"),
             await world.ask("GET", "/ws"),

@@ -1,25 +1,20 @@
 // The page's composition root: one socket, one operator, one view at a time.
-// Rule: a view is a module with `id`, `title`, `icon` and `mount(root, context)`, which returns a function that takes it
-// away again. Views know the context and their own files, not each other.
+// Rule: a view is a module with `mount(root, context)`, which returns a function that takes it away again. It is loaded
+// when it is shown. Views know the context and their own files, not each other.
 
-import { button, dialog, el, field, fill, problem, toast } from "./dom.js";
+import { button, dialog, el, field, fill, problem, spinner, toast } from "./dom.js";
 import { count } from "./format.js";
 import { Operator, OperationFailed } from "./operator.js";
 import { recall, remember } from "./settings.js";
 import { NodeSocket } from "./socket.js";
 import { themeSwitch } from "./theme.js";
 import { views } from "./views.js";
-import { dictation, speak } from "./voice.js";
 
 const operator = new Operator();
 const socket = new NodeSocket();
 const context = {
   socket, node: socket.node, connection: socket.connection, operator, go, unlock: askForCode,
-  dictation: (heard) => dictation(context, { ...heard, onText: (text, final) => final && heard.onText(text), onState: (state, trouble) => {
-    heard.onState(state);
-    if (trouble) toast(trouble, "bad");
-  } }),
-  speak: (text) => speak(context, text),
+  dictation, speak,
 };
 const content = document.getElementById("content");
 let leave = null;
@@ -40,14 +35,71 @@ function show() {
     if (link.dataset.id === view.id) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  const root = el("div.view", { id: `view-${view.id}`, "aria-label": view.title });
+  const root = el("div.view", { id: `view-${view.id}`, "aria-label": view.title, "aria-busy": "true" },
+    el("div.empty", {}, spinner(`opening ${view.title}`)));
   fill(content, root);
+  view.load().then((module) => mount(module, root), (error) => missing(view, root, error));
+}
+
+function mount(module, root) {
+  if (!root.isConnected) return; // somebody went on to another view meanwhile
+  root.removeAttribute("aria-busy");
   try {
-    leave = view.mount(root, context);
+    leave = module.mount(root, context);
   } catch (error) {
     fill(root, problem(`this view failed: ${error.message}`, show));
     console.error(error);
   }
+}
+
+/** A view's files did not come. Browsers keep a module that failed, and a node that was updated has other files: only the whole page can be tried again. */
+function missing(view, root, error) {
+  root.removeAttribute("aria-busy");
+  fill(root, problem(`${view.title} could not be loaded: ${error.message}`, async () => {
+    try {
+      await fetch("/", { cache: "no-store" });
+      location.reload();
+    } catch {
+      missing(view, root, new Error("the node does not answer; is it running?"));
+    }
+  }));
+}
+
+// --- the voice, whose files come when somebody speaks or listens -------------------------------------------------------
+
+/** Words from the microphone: `onText(text)` once they are whole, `onState(state)` as in voice.js. */
+function dictation({ onText, onState }) {
+  const told = (state, trouble) => {
+    onState(state);
+    if (trouble) toast(trouble, "bad");
+  };
+  let loading = null;
+  const toggle = async () => {
+    loading ??= import("./voice.js").then((voice) => voice.dictation(context, { onText: (text, final) => final && onText(text), onState: told }));
+    try {
+      await (await loading).toggle();
+    } catch (error) {
+      loading = null;
+      told("off", error.message);
+    }
+  };
+  return { toggle, supported: Boolean(navigator.mediaDevices || globalThis.SpeechRecognition || globalThis.webkitSpeechRecognition) };
+}
+
+/** Say a text: `stop()`, and `ended`, a promise of "" or of what went wrong. */
+function speak(text) {
+  let stopped = false;
+  let saying = null;
+  const ended = import("./voice.js").then((voice) => {
+    if (stopped) return "";
+    saying = voice.speak(context, text);
+    return saying.ended;
+  }).catch((error) => error.message);
+  const stop = () => {
+    stopped = true;
+    saying?.stop();
+  };
+  return { stop, ended };
 }
 
 function showViews() {

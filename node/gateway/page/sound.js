@@ -24,7 +24,7 @@ export function recorder({ onBlock = null } = {}) {
     blocks = [];
     length = 0;
     audio = new AudioContext();
-    await audio.audioWorklet.addModule("/page/recording.js");
+    await audio.audioWorklet.addModule(new URL("./recording.js", import.meta.url));
     const node = new AudioWorkletNode(audio, "recording", { numberOfOutputs: 0 });
     node.port.onmessage = (message) => take(message.data);
     audio.createMediaStreamSource(stream).connect(node);

@@ -9,10 +9,6 @@ import { sidebar } from "../sidebar.js";
 import { thread } from "../thread.js";
 import { welcome } from "../welcome.js";
 
-export const id = "chat";
-export const title = "Chat";
-export const icon = "💬";
-
 let ready = null; // the conversations, which outlive the view: an answer goes on while another one is shown
 
 function conversationsOf(context) {

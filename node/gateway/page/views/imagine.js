@@ -8,10 +8,6 @@ import { when } from "../format.js";
 import { recall, remember } from "../settings.js";
 import { bytesOf } from "../sound.js";
 
-export const id = "imagine";
-export const title = "Imagine";
-export const icon = "🎨";
-
 const SIZES = ["auto", "64x64", "256x256", "512x512", "768x768", "1024x1024", "1024x768", "768x1024"];
 const MOST_AT_ONCE = 4;
 const IDEAS = ["a red apple", "a grinning cat", "a rocket", "a house with a garden"];

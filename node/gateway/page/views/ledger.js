@@ -11,9 +11,7 @@ import * as book from "./ledger/book.js";
 import * as history from "./ledger/history.js";
 import * as why from "./ledger/why.js";
 
-export const id = "ledger";
-export const title = "Credits";
-export const icon = "🪙";
+const id = "ledger";
 
 const TABS = [why, history, accounts, book];
 

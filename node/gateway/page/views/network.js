@@ -10,10 +10,6 @@ import { NetworkMap } from "./network/map.js";
 import { PeerPanel, load, machine, realmChip, told } from "./network/panel.js";
 import { called, colour, experience, onMap, peersOf } from "./network/peers.js";
 
-export const id = "network";
-export const title = "Network";
-export const icon = "🌐";
-
 // Where each realm is asked, and the choices (choice.js) that are remembered there.
 const ASKED = {
   $CHAT: { view: "chat", choices: ["chat"] }, $VISION: { view: "chat", choices: ["chat"] },

@@ -15,9 +15,7 @@ import * as models from "./owner/models.js";
 import * as overview from "./owner/overview.js";
 import * as workers from "./owner/workers.js";
 
-export const id = "owner";
-export const title = "My node";
-export const icon = "⚙";
+const id = "owner";
 
 const TABS = [overview, models, devices, workers, limits, keys, blocks, logs, connect];
 

@@ -8,10 +8,6 @@ import { recall, remember } from "../settings.js";
 import { base64, Player, recorder, wavOfPcm } from "../sound.js";
 import { afterWakeWord, dictation, speak, spoken, wakeWord, WAKE_WORD, WAYS } from "../voice.js";
 
-export const id = "speech";
-export const title = "Speech";
-export const icon = "🎙";
-
 const MOST_FILE_BYTES = 16 * 1024 * 1024; // of one sound: what the node takes
 const REMEMBERED_TURNS = 12; // of a talk, sent along with the next question
 
