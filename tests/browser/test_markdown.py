@@ -29,18 +29,21 @@ IMPORTED = f"(await import('{PAGE_FILES}markdown.js'))"
 RENDER = f"async (text) => {IMPORTED}.markdown(text).outerHTML"
 APPEND = f"async (text) => document.querySelector('main').append({IMPORTED}.markdown(text))"
 STREAM = (
-    f"async ([text, sizes]) => {{ const {{ MarkdownView }} = {IMPORTED};"
+    f"async (all) => {{ const {{ MarkdownView, markdown }} = {IMPORTED};"
     + """
-  const view = new MarkdownView();
-  let at = 0;
-  for (const size of sizes) {
-    view.append(text.slice(at, at + size));
-    at += size;
-    if (size % 3 === 0) await new Promise((next) => requestAnimationFrame(next));
-  }
-  view.append(text.slice(at));
-  view.finish();
-  return view.element.outerHTML;
+  const stream = async ([text, sizes]) => {
+    const view = new MarkdownView();
+    let at = 0;
+    for (const size of sizes) {
+      view.append(text.slice(at, at + size));
+      at += size;
+      if (size % 3 === 0) await new Promise((next) => requestAnimationFrame(next));
+    }
+    view.append(text.slice(at));
+    view.finish();
+    return [view.element.outerHTML, markdown(text).outerHTML];
+  };
+  return Promise.all(all.map(stream));
 }"""
 )
 LOOK = (
@@ -167,11 +170,12 @@ def test_whatever_the_text_nothing_else_comes_out(blank: Page) -> None:
 
 def test_pieces_come_to_the_same_as_the_whole(blank: Page) -> None:
     random_ = random.Random(8)
-    texts = [MARKDOWN, HOSTILE, MARKDOWN * 3] + [made_up(random_) for _ in range(25)]
-    for text in texts:
-        text = text.replace("\0", " ")
-        sizes = [random_.randrange(1, 9) for _ in range(len(text) // 6)]
-        assert blank.evaluate(STREAM, [text, sizes]) == blank.evaluate(RENDER, text), text
+    made = [MARKDOWN, HOSTILE, MARKDOWN * 3] + [made_up(random_) for _ in range(25)]
+    texts = [text.replace("\0", " ") for text in made]
+    sizes = [[random_.randrange(1, 9) for _ in range(len(text) // 6)] for text in texts]
+    streamed = blank.evaluate(STREAM, list(zip(texts, sizes, strict=True)))  # at once: all wait for the same frames
+    for text, (in_pieces, whole) in zip(texts, streamed, strict=True):
+        assert in_pieces == whole, text
 
 
 def test_complete_blocks_are_not_made_again(blank: Page) -> None:
@@ -228,7 +232,8 @@ def test_time_is_linear(blank: Page) -> None:
           for (const [name, piece] of Object.entries(hard)) {
             const part = piece.repeat(Math.ceil(1000 / piece.length));
             const ratio = () => time(part.repeat(32), 1) / Math.max(time(part, 32), 1);
-            found[name] = Math.min(ratio(), ratio());
+            found[name] = ratio();
+            if (found[name] > 10) found[name] = ratio(); // another program may have had the processor
           }
           return found;
         }""",

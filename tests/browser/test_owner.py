@@ -181,6 +181,7 @@ def test_models_tell_what_is_served_and_what_fits(desk: Desk) -> None:
     store = panel.get_by_label("Store").locator("tbody tr")
     expect(store.filter(has_text=CHAT_MODEL)).to_contain_text("fits")
     expect(store.filter(has_text=PAINTER)).to_contain_text("does not fit")
+    expect(store.filter(has_text=EYES)).to_contain_text("34.0 MB to fetch")
     expect(panel).to_contain_text("12.0 MB of unfinished downloads, 200.0 GB free")
 
 
@@ -360,13 +361,15 @@ def test_a_list_and_a_switch_are_saved_and_want_a_restart(desk: Desk) -> None:
     assert values == [("gateway.allowed_hosts", ["node.local", "gpu.lan"]), ("gateway.limit_loopback", True)]
 
 
-def test_a_choice_is_a_list_and_what_waits_is_said(desk: Desk) -> None:
+def test_settings_are_found_a_choice_is_a_list_and_what_waits_is_said(desk: Desk) -> None:
     panel = desk.open("limits")
     panel.get_by_label("Search the settings").fill("level")
     panel.get_by_label("log.level", exact=True).select_option("debug")
     desk.press("Save log.level")
     expect(panel).to_contain_text("Saved; in force now")
     panel.get_by_label("Search the settings").fill("reserve")
+    expect(panel.get_by_label("hardware.reserve_mib", exact=True)).to_be_visible()
+    expect(panel.get_by_label("gateway.max_concurrent", exact=True)).to_be_hidden()
     expect(panel.get_by_label("hardware.reserve_mib", exact=True)).to_have_value("1024")
     expect(panel).to_contain_text("In force until a restart: 512")
     expect(panel).to_contain_text("Set by MTOR_HARDWARE__RESERVE_MIB")
@@ -377,13 +380,6 @@ def test_a_choice_is_a_list_and_what_waits_is_said(desk: Desk) -> None:
     desk.press("Save backup")
     expect(panel).to_contain_text("takes effect after a restart")
     assert desk.called("config.set")[-1] == {"key": "backup", "value": {"$CHAT": ["$CODE"]}}
-
-
-def test_finds_a_setting(desk: Desk) -> None:
-    panel = desk.open("limits")
-    panel.get_by_label("Search the settings").fill("reserve")
-    expect(panel.get_by_label("hardware.reserve_mib", exact=True)).to_be_visible()
-    expect(panel.get_by_label("gateway.max_concurrent", exact=True)).to_be_hidden()
 
 
 # --- keys and blocks -------------------------------------------------------------------------------------
@@ -541,8 +537,3 @@ def test_copies(visit: Visitor, world: BrowserWorld) -> None:
     copied = page.evaluate("() => navigator.clipboard.readText()")
     assert copied.startswith(f"curl -N {world.url}/v1/chat/completions")
     assert json.loads(copied.split("-d '")[1].rstrip("'"))["messages"] == [{"role": "user", "content": "Hello!"}]
-
-
-def test_sizes_are_told(desk: Desk) -> None:
-    row = desk.open("models").get_by_label("Store").locator("tbody tr", has_text=EYES)
-    expect(row).to_contain_text("34.0 MB to fetch")
