@@ -38,14 +38,20 @@ NAMELESS = """() => {
 
 # The colours of a text and of what lies behind it, as the browser has them; transparent layers are looked through.
 CONTRAST = """() => {
-  const rgb = (colour) => {
-    const canvas = document.createElement('canvas');
-    canvas.width = canvas.height = 1;
-    const pen = canvas.getContext('2d');
+  const canvas = document.createElement('canvas');
+  canvas.width = canvas.height = 1;
+  const pen = canvas.getContext('2d', { willReadFrequently: true });
+  const known = new Map();
+  const read = (colour) => {
+    pen.clearRect(0, 0, 1, 1);
     pen.fillStyle = colour;
     pen.fillRect(0, 0, 1, 1);
     const [r, g, b, a] = pen.getImageData(0, 0, 1, 1).data;
     return { r, g, b, a: a / 255 };
+  };
+  const rgb = (colour) => {
+    if (!known.has(colour)) known.set(colour, read(colour));
+    return known.get(colour);
   };
   const light = ({ r, g, b }) => {
     const linear = (each) => (each <= 0.04045 * 255 ? each / 255 / 12.92 : ((each / 255 + 0.055) / 1.055) ** 2.4);

@@ -39,7 +39,8 @@ def test_a_question_is_spoken_and_its_answer_is_said(page: Page, world: BrowserW
 
 def test_what_the_microphone_hears_is_a_whole_wav(page: Page, world: BrowserWorld) -> None:
     page.get_by_role("button", name="Record").click()
-    page.wait_for_timeout(800)
+    expect(page.get_by_role("button", name="Stop and write down")).to_be_visible()
+    page.wait_for_timeout(1_200)  # the fake microphone beeps each second
     page.get_by_role("button", name="Stop and write down").click()
     expect(page.locator(".transcript")).to_have_text("The quick brown fox.")
     question = asked(world, TranscribeRequest)[0]

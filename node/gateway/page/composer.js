@@ -86,7 +86,7 @@ export function composer(context, conversations, chosen, { editLast }) {
         text.value = `${text.value}${text.value && !text.value.endsWith(" ") ? " " : ""}${words}`;
         changed();
       },
-      onState: (state) => made.setAttribute("aria-pressed", String(state !== "idle" && state !== "off" && Boolean(state))),
+      onState: (state) => made.setAttribute("aria-pressed", String(state === "listening" || state === "thinking")),
     });
     if (!heard.supported) return null;
     const made = button(icon("microphone"), () => heard.toggle(), { kind: "bare round", label: "Speak instead of writing", "aria-pressed": "false" });

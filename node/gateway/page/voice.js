@@ -46,9 +46,12 @@ async function wayToListen(context) {
 /** Turn speech into text once. onText(text, final); onState("off" | "starting" | "listening" | "thinking", problem). */
 export function dictation(context, { onText, onState }) {
   let active = null;
+  let begun = false;
 
   async function toggle() {
     if (active) return active.stop();
+    if (begun) return undefined; // pressed again before the microphone was open
+    begun = true;
     onState("starting", "");
     try {
       const way = await wayToListen(context);
@@ -60,6 +63,7 @@ export function dictation(context, { onText, onState }) {
       onState("off", error.message);
     } finally {
       active = null;
+      begun = false;
     }
     return undefined;
   }
