@@ -180,10 +180,10 @@ FORGET = """async () => {
   localStorage.clear();
   sessionStorage.clear();
   window.name = '';
-  const gone = (name) => new Promise((done, failed) => {
+  const gone = (name) => new Promise((done, failed) => { // once the page that was left has let it go
     const request = indexedDB.deleteDatabase(name);
     request.onsuccess = done;
-    request.onerror = request.onblocked = () => failed(new Error(`${name} is still in use`));
+    request.onerror = () => failed(request.error);
   });
   for (const { name } of await indexedDB.databases()) await gone(name);
 }"""
