@@ -11,17 +11,15 @@ speaker's vector, `voices/NAME.safetensors` (one tensor `speaker`, 512 numbers) 
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model is a folder on this disk; nothing is fetched here
+from node.engines.uncompiled import torch  # isort: split
 
 import numpy as np
-import torch
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,

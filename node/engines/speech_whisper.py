@@ -7,16 +7,14 @@ and transformers' own classes are loaded; what a prompt says is text, also where
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model is a folder on this disk; nothing is fetched here
+from node.engines.uncompiled import torch  # isort: split
 
 import numpy as np
-import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForSpeechSeq2Seq, WhisperFeatureExtractor
 from transformers.utils.logging import disable_progress_bar

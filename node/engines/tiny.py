@@ -30,7 +30,8 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 def make_tiny_model(folder: Path, template: str = TEMPLATE) -> None:
     """Write config, safetensors weights and tokenizer to `folder`, which is made if needed."""
-    import torch
+    from node.engines.uncompiled import torch  # isort: split
+
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder.mkdir(parents=True, exist_ok=True)

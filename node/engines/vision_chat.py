@@ -11,14 +11,12 @@ one answer, so it is taken out and put back around each step.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model is a folder on this disk; nothing is fetched here
+from node.engines.uncompiled import torch  # isort: split
 
-import torch
 from jinja2 import TemplateError
 from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
