@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
@@ -58,9 +59,7 @@ def _server(model: str) -> Callable[[Path, RunningServer], AbstractAsyncContextM
     return made
 
 
-@pytest.fixture(
-    params=[_fake, _process, _server("tiny-llama"), _server("tiny-vllm")], ids=["fake", "process", "llama", "vllm"]
-)
+@pytest.fixture(params=[_fake, _server("tiny-llama"), _server("tiny-vllm")], ids=["fake", "llama", "vllm"])
 async def engine(
     request: pytest.FixtureRequest, tiny_folder: Path, server: RunningServer
 ) -> AsyncGenerator[Engine, None]:
@@ -208,3 +207,21 @@ async def test_strange_roles_are_refused_and_the_engine_lives(engine: Engine) ->
     assert refused.value.code is ErrorCode.INVALID_REQUEST
     assert "tool" in refused.value.message
     assert text_of(await answer(engine)) != ""
+
+
+def _checks() -> list[Callable[[Engine], Awaitable[None]]]:
+    """The tests of this file that take an engine alone."""
+    tests = [value for name, value in globals().items() if name.startswith("test_")]
+    return [test for test in tests if list(inspect.signature(test).parameters) == ["engine"]]
+
+
+async def test_an_engine_in_a_child_process_keeps_it_all(
+    tiny_folder: Path, server: RunningServer, subtests: pytest.Subtests
+) -> None:
+    """One child for all that is above: its start takes longer than any of it."""
+    with trio.fail_after(300):
+        async with _process(tiny_folder, server) as child:
+            for check in _checks():
+                with subtests.test(check.__name__):
+                    await check(child)
+            assert len(_checks()) > 10 and child.stats().restarts == 0
