@@ -181,7 +181,7 @@ async def memory_federation(*engines: Engine, **section: object) -> AsyncIterato
     async with trio.open_nursery() as nursery:
         for node in (gateway, *workers):
             await nursery.start(node.run)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while len(gateway.directory.offers()) < len(workers) + 1:
                 await gateway.directory.wait_changed()
         yield MemoryFederation(hub, gateway, workers)

@@ -123,7 +123,8 @@ async def test_one_channel_serves_many_queries_and_parallel_ones_have_their_own(
         await federation.settle()
 
 
-async def test_nobody_fits_is_explained() -> None:
+async def test_nobody_fits_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.router.DISCOVERY_SECONDS", 0.1)
     async with memory_federation(FakeEngine()) as federation:
         failed = (await federation.gateway.ask(question(wanted=Requirements(min_vram_mib=8_000)))).failed
         assert failed.code is ErrorCode.NO_PEER and "8000 MiB of VRAM" in failed.message and "0 MiB" in failed.message

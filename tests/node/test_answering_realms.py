@@ -133,7 +133,8 @@ async def test_speech_streams_under_the_window_and_goes_on_where_a_lost_voice_br
         await federation.settle()
 
 
-async def test_a_request_goes_to_who_takes_its_kind() -> None:
+async def test_a_request_goes_to_who_takes_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.router.DISCOVERY_SECONDS", 0.1)
     engines = [FakeEngine("ears", requests=(TranscribeRequest,)), FakeEngine("voice", requests=(SpeakRequest,))]
     async with memory_federation(*engines, realm=SPEECH) as federation:
         for request, inputs, name in ((SPOKEN, (), "voice"), (heard(3), (b"abc",), "ears")):
@@ -210,7 +211,8 @@ async def test_memory_for_inputs_is_bounded(monkeypatch: pytest.MonkeyPatch) -> 
         assert isinstance(last, Refuse) and last.code == ErrorCode.OVERLOADED and last.retry_after_ms
 
 
-async def test_a_chat_engine_is_asked_no_pictures() -> None:
+async def test_a_chat_engine_is_asked_no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.router.DISCOVERY_SECONDS", 0.1)
     async with memory_federation(FakeEngine(requests=(ChatRequest,)), realm=VISION) as federation:
         failed = (await federation.gateway.ask(asked(VISION, seen("what?", 3), b"abc"))).failed
         assert failed.code is ErrorCode.NO_PEER
@@ -228,7 +230,8 @@ async def test_a_realm_of_ones_own_is_asked_like_any_other() -> None:
         assert answered.text == fake_answer(3) and answered.completed.model == "bard"
 
 
-async def test_a_backup_realm_stands_in_and_is_paid_at_its_own_price() -> None:
+async def test_a_backup_realm_stands_in_and_is_paid_at_its_own_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.router.DISCOVERY_SECONDS", 0.1)
     async with memory_federation(FakeEngine("plain"), realm=CHAT, price_out=9_000) as federation:
         chat = ChatRequest((Turn("user", "a poem"),), 3, 0, 1000, 0, 1000, 2000, 2000, 0, ())
         failed = (await federation.gateway.ask(asked(POETRY, chat))).failed

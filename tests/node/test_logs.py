@@ -275,8 +275,9 @@ class Gossip(FakeEngine):
 @pytest.mark.parametrize("style", ["text", "json"])
 @pytest.mark.parametrize("engine", [FakeEngine("m"), Gossip("m")], ids=["answers", "repeats"])
 async def test_words_and_keys_of_queries_are_in_no_log_of_any_node(
-    tmp_path: Path, style: str, engine: FakeEngine
+    tmp_path: Path, style: str, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("node.router.DISCOVERY_SECONDS", 0.1)
     start_logging(LogSection.model_validate({"level": "debug", "format": style}), tmp_path)
     async with two_gateways(tmp_path, engine) as (_, asker, served):
         key = ApiKeys(asker.data).create("laptop")
