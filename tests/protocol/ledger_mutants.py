@@ -3,19 +3,25 @@
 Rule: a broken ledger must turn the tests red. A mutant that survives is a rule without a test, or a check without a
 purpose. `python -m tests.protocol.ledger_mutants NAME` runs the tests with that guard broken and exits 0 if they pass;
 any other name breaks nothing.
+
+There are two ways to break a guard. Thorough: a process that imports the broken module, and then all tests. Quick:
+a fork of a process that has collected the tests already, in which functions get their broken code; it runs one test.
+What the quick way does not find, the thorough way looks for.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import inspect
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, FunctionType, ModuleType
 
 import pytest
 
@@ -84,6 +90,8 @@ class Mutant:
         assert source.count(self.old) == 1, f"{self.old!r} stands {source.count(self.old)} times in {self.module}"
         return source.replace(self.old, self.new)
 
+
+Broken = tuple[FunctionType, CodeType]
 
 CONTROL = Mutant("votes", "known.order != checked.hash", "known.order != checked.hash")  # nothing is broken
 
@@ -620,19 +628,13 @@ class _Killer:
             self.test = report.nodeid
 
 
-def run(name: str, known: str | None = None) -> tuple[int, str | None]:
+def run(name: str) -> tuple[int, str | None]:
     """pytest's exit status with that guard broken (0 is a survivor, 1 a kill, anything else an accident), and the test
-    that killed it.
-
-    `known` is the test that did so before, and is tried first: nearly always it is all that has to run.
-    In a process that has not imported the ledger yet.
-    """
+    that killed it. In a process that has not imported the ledger yet."""
     mutant = MUTANTS.get(name, CONTROL)
     _break(mutant)
     first = FIRST.get(mutant.module, TESTS[0])
     killer = _Killer()
-    if known is not None and _run_tests(killer, known) == FAILED:
-        return FAILED, killer.test
     for test in (first, *(test for test in TESTS if test != first)):
         status = _run_tests(killer, f"tests/{test}")
         if status:
@@ -640,10 +642,94 @@ def run(name: str, known: str | None = None) -> tuple[int, str | None]:
     return 0, None
 
 
-def run_unbroken(tests: Iterable[str]) -> int:
-    """pytest's exit status for these tests with nothing broken, run in the same way."""
-    _break(CONTROL)
-    return _run_tests(_Killer(), *tests)
+@dataclass
+class Quick:
+    """Runs the test that each mutant fell to before in a fork of this process, which collected all tests once.
+
+    A test that fails on the whole ledger as well says nothing about a mutant: `unsound`.
+    """
+
+    known: Mapping[str, str]  # mutant -> test
+    killed: set[str] = field(default_factory=set)
+    unsound: set[str] = field(default_factory=set)  # tests
+
+    def run(self) -> None:
+        """In a process that has not imported the ledger yet, and has one thread."""
+        _run_tests(self, *dict.fromkeys(test.partition("::")[0] for test in self.known.values()))
+
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Called by pytest, instead of its own loop."""
+        items = {item.nodeid: item for item in session.items}
+        functions = _functions_by_file()
+        gc.freeze()  # so that a fork's collector leaves the pages alone that it shares with this process
+        self.unsound = {test for test in set(self.known.values()) & items.keys() if _fails(items[test], ())}
+        for name, test in self.known.items():
+            broken = _broken_functions(MUTANTS[name], functions) if name in MUTANTS else ()
+            if broken and test in items and test not in self.unsound and _fails(items[test], broken):
+                self.killed.add(name)
+        return True
+
+
+def _fails(item: pytest.Item, broken: Iterable[Broken]) -> bool:
+    """Whether the test fails in a fork in which these functions have that code."""
+    child = os.fork()
+    if not child:
+        failed = False
+        try:
+            for function, code in broken:
+                function.__code__ = code
+            item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
+            failed = item.session.testsfailed > 0
+        finally:
+            os._exit(FAILED if failed else 0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == FAILED
+
+
+def _functions_by_file() -> dict[str, list[FunctionType]]:
+    """All that there are, wherever they are held."""
+    found: dict[str, list[FunctionType]] = {}
+    for one in gc.get_objects():
+        if isinstance(one, FunctionType):
+            found.setdefault(one.__code__.co_filename, []).append(one)
+    return found
+
+
+def _broken_functions(mutant: Mutant, functions: Mapping[str, list[FunctionType]]) -> list[Broken]:
+    """The functions that the mutant changes, with their broken code; none if it changes anything else."""
+    source, file = mutant.path.read_text(encoding="utf-8"), str(mutant.path)
+    whole, broken = (compile(text, file, "exec", dont_inherit=True) for text in (source, mutant.broken(source)))
+    changed = _changed_functions(whole, broken)
+    found = [[(one, new) for one in functions.get(file, ()) if one.__code__ == old] for old, new in changed or ()]
+    return [each for several in found for each in several] if all(found) else []
+
+
+def _changed_functions(old: CodeType, new: CodeType) -> list[tuple[CodeType, CodeType]] | None:
+    """The functions and methods of a module that differ; None if something else does."""
+    olds, news = _inner(old), _inner(new)
+    if len(olds) != len(news) or _outer(old) != _outer(new):
+        return None
+    changed = []
+    for one, other in zip(olds, news, strict=True):
+        if one == other:
+            continue
+        if one.co_flags & inspect.CO_OPTIMIZED:  # a function; a class's body is not
+            changed.append((one, other))
+            continue
+        within = _changed_functions(one, other)
+        if within is None:
+            return None
+        changed += within
+    return changed
+
+
+def _inner(code: CodeType) -> list[CodeType]:
+    return [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+
+
+def _outer(code: CodeType) -> tuple[object, ...]:
+    """What a module or a class does itself, whatever its functions do."""
+    constants = [repr(constant) for constant in code.co_consts if not isinstance(constant, CodeType)]
+    return code.co_code, code.co_names, constants
 
 
 def _break(mutant: Mutant) -> None:
@@ -651,12 +737,12 @@ def _break(mutant: Mutant) -> None:
     sys.meta_path.insert(0, _Finder(mutant))
 
 
-def _run_tests(killer: _Killer, *tests: str) -> int:
+def _run_tests(plugin: object, *tests: str) -> int:
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # these tests need no plugin, and each takes time to load
     options = ["-c", os.devnull, "--rootdir", str(ROOT), "--import-mode=importlib", "-k", CHOSEN]
     options += ["-o", f"pythonpath={ROOT / 'tests' / 'spec'}"]
     options += ["-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider"]
-    return int(pytest.main([*options, *(str(ROOT / test) for test in tests)], plugins=[killer]))
+    return int(pytest.main([*options, *(str(ROOT / test) for test in tests)], plugins=[plugin]))
 
 
 if __name__ == "__main__":
