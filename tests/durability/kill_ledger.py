@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.durability.blows import Life
 from tests.durability.books import hastened
 from tests.durability.claims import Claims, look
-from tests.durability.small_world import STORES, SmallWorld
+from tests.durability.small_world import SmallWorld
+from tests.durability.stores import STORES
 
 KILLS_IN_A_WORLD = 16  # then a new one: every look replays the world's whole log
 SPEED = 100  # a hold's hour passes in 36 seconds

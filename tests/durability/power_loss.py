@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.durability.blows import Life
 from tests.durability.disk_model import KEEPS, Disk
 from tests.durability.kill_ledger import Killer, Tally, run
-from tests.durability.small_world import STORES, SmallWorld
+from tests.durability.small_world import SmallWorld
+from tests.durability.stores import STORES
 
 COMPILERS = ("cc", "gcc", "clang")
 SOURCE = Path(__file__).with_name("disk_recorder.c")

@@ -7,23 +7,19 @@ checks, see the same world. Time runs `speed` times as fast as outside, so holds
 from __future__ import annotations
 
 import json
-import queue
-import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from node.acknowledged import Acknowledged
 from node.bookkeeper import Bookkeeper, Settings
 from node.ledger_peers import LedgerPeers
-from node.store import LevelStore, Store
 from node.witness_memory import WitnessMemory
 from protocol.ledger import genesis
 from protocol.ledger.genesis import Federation
 from protocol.signing import Signer
+from tests.durability.stores import STORES
 from tests.protocol.ledger_world import signer
 
 ISSUER = "durable issuer"
@@ -31,7 +27,6 @@ PAYERS = ("payer-0", "payer-1")
 WORKERS = ("worker-0", "worker-1")
 
 BEGINNING = 1_800_000_000_000  # Unix ms
-WRITE_BUFFER_BYTES = 64 * 1024  # LevelDB's least: files change often
 HOLD = 60_000  # µcredits; used up by a few queries
 
 
@@ -130,68 +125,3 @@ class SmallWorld:
             Settings(hold=HOLD),
             memory=WitnessMemory(folder.with_name(f"{name}.signed")),
         )
-
-
-# --- stores: the real one, and wrong ones that the tests must find ---
-
-
-class UnsyncedStore(LevelStore):
-    """Wrong: nothing is ever synced."""
-
-    def write(self, batch: Mapping[bytes, bytes | None], *, sync: bool = True) -> None:
-        """Hand it to the operating system only."""
-        super().write(batch, sync=False)
-
-
-class LazyStore(LevelStore):
-    """Wrong: says that it is written when it is only going to be."""
-
-    def __init__(self, folder: Path, write_buffer_bytes: int) -> None:
-        self._later: queue.SimpleQueue[Mapping[bytes, bytes | None]] = queue.SimpleQueue()
-        self._view: dict[bytes, bytes | None] = {}
-        super().__init__(folder, write_buffer_bytes)
-        threading.Thread(target=self._write_later, daemon=True).start()
-
-    def get(self, key: bytes, /) -> bytes | None:
-        """What was or is going to be written."""
-        return self._view[key] if key in self._view else super().get(key)
-
-    def write(self, batch: Mapping[bytes, bytes | None], *, sync: bool = True) -> None:
-        """Not now."""
-        self._view |= batch
-        self._later.put(dict(batch))
-
-    def _write_later(self) -> None:
-        while True:
-            batch = self._later.get()
-            time.sleep(0.02)
-            super().write(batch)
-
-
-class Forgetful(Acknowledged):
-    """Wrong: leaves it to LevelDB to make the names of its files durable."""
-
-    def note(self, writes: int) -> None:
-        """Nothing."""
-
-
-def _real(folder: Path) -> Store:
-    return LevelStore(folder, WRITE_BUFFER_BYTES)
-
-
-def _unsynced(folder: Path) -> Store:
-    return UnsyncedStore(folder, WRITE_BUFFER_BYTES)
-
-
-def _lazy(folder: Path) -> Store:
-    return LazyStore(folder, WRITE_BUFFER_BYTES)
-
-
-def _nameless(folder: Path) -> Store:
-    store = LevelStore(folder, WRITE_BUFFER_BYTES)
-    store._acknowledged.close()
-    store._acknowledged = Forgetful(folder)
-    return store
-
-
-STORES = {"real": _real, "nameless": _nameless, "unsynced": _unsynced, "lazy": _lazy}

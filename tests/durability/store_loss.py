@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from node.store import Store, StoreError
 from tests.durability.disk_model import Disk
 from tests.durability.power_loss import build_recorder, lose_power, recorded
-from tests.durability.small_world import STORES
+from tests.durability.store_writer import LAST, batch_of
+from tests.durability.stores import STORES
 
 ROOT = Path(__file__).parents[2]
-LAST = b"last"
 BUSY_SECONDS = 0.15
 LOSSES_IN_A_FOLDER = 25
 OLDER_LOOKED_AT = 300  # batches of earlier lives, at each look
@@ -54,25 +54,6 @@ class Found:
         return not (self.lost or self.partial or self.alarms)
 
 
-def batch_of(number: int) -> dict[bytes, bytes]:
-    """A batch: 1 to 20 values, together up to 80 KB, sometimes the size of a page or of a block of LevelDB's log."""
-    chance = random.Random(number)
-    most = chance.choice((40, 300, 1_500, 4_096))
-    values = {b"%09d.%02d" % (number, part): chance.randbytes(most) for part in range(chance.randint(1, 20))}
-    return values | {LAST: b"%d" % number}
-
-
-def write_on(folder: Path, kind: str) -> None:
-    """Write batches until killed, and say each number after its write returned."""
-    store = STORES[kind](folder)
-    number = int(store.get(LAST) or 0)
-    os.write(1, b"ready\n")
-    while True:
-        number += 1
-        store.write(batch_of(number))
-        os.write(1, b"%d\n" % number)
-
-
 def run(root: Path, losses: int, seed: int, kind: str = "real", journal: bool | None = None) -> Found:
     """`losses` losses. Raises `NoRecorder`."""
     found, chance, began = Found(), random.Random(seed), time.monotonic()
@@ -95,7 +76,7 @@ def _life(root: Path, recorder: Path, chance: random.Random, found: Found, kind:
     record.unlink(missing_ok=True)
     disk = Disk(home)
     environment = os.environ | recorded(recorder, home, record)
-    command = [sys.executable, "-m", "tests.durability.store_loss", "--write", str(home / "ledger"), "--store", kind]
+    command = [sys.executable, "-m", "tests.durability.store_writer", str(home / "ledger"), kind]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE)
     assert process.stdout is not None
     if chance.random() > 0.1:
@@ -148,10 +129,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--store", choices=sorted(STORES), default="real", help="others are wrong and must be found")
     parser.add_argument("--names", choices=("any", "folder"), help="whose sync makes names durable; default: either")
-    parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.write:
-        write_on(options.write, options.store)
     journal = None if options.names is None else options.names == "any"
     with tempfile.TemporaryDirectory(prefix="mtor-") as folder:
         found = run(Path(folder), options.losses, options.seed, options.store, journal)
