@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from node.commands.client import NodeClient
 from node.engines.tiny import make_tiny_model
-from node.local_federation import SETTINGS, NodeProcess, local_federation
+from node.local_federation import SETTINGS, NodeProcess, local_federation, wait_offers
 
 pytestmark = pytest.mark.net
 WAIT_SECONDS = 60.0
@@ -22,6 +23,24 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     make_tiny_model(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def federation(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[NodeProcess]]:
+    """A gateway and a worker, for the tests that ask for `nodes`."""
+    with local_federation(tmp_path_factory.mktemp("shared"), ["worker"], realms(tiny)) as running:
+        yield running
+
+
+@pytest.fixture
+def nodes(federation: list[NodeProcess]) -> list[NodeProcess]:
+    """Both running, whatever the test before ended, and the worker's engine loaded."""
+    for node in federation:
+        if node.process is None or node.process.poll() is not None:
+            node.start()
+            node.wait_ready()
+    wait_offers(federation[0], federation[1:])
+    return federation
 
 
 def realms(tiny: Path) -> str:
@@ -62,48 +81,45 @@ def test_a_fresh_node_finds_a_worker_with_either_alone(
             fresh.stop()
 
 
-def test_a_node_whose_bootstrap_peers_are_down_says_so_and_keeps_trying(tiny: Path, tmp_path: Path) -> None:
-    with local_federation(tmp_path, ["worker"], realms(tiny)) as nodes:
-        gateway, worker = nodes
-        address = gateway.client.call("status")["addresses"][0]
-        port = address.split("/")[4]
-        listening = gateway.folder / "realms.yml"
-        listening.write_text(listening.read_text().replace("/tcp/0", f"/tcp/{port}"))
-        gateway.kill()
-        until = time.monotonic() + WAIT_SECONDS
-        while not any("bootstrap" in problem for problem in worker.client.call("status")["problems"]):
-            assert time.monotonic() < until, worker.tail()
-            time.sleep(0.2)
-        gateway.start()
-        gateway.wait_ready()
-        while worker.client.call("status")["problems"]:
-            assert time.monotonic() < until + WAIT_SECONDS, worker.tail()
-            time.sleep(0.2)
+def test_a_second_node_on_one_folder_and_a_port_in_use_are_named(nodes: list[NodeProcess], tmp_path: Path) -> None:
+    gateway = nodes[0]
+    assert "runs on" in _refusal("--data", str(gateway.folder))
+    port = gateway.client.url.rsplit(":", 1)[1]
+    other = tmp_path / "other"
+    said = _refusal("--data", str(other), "--port", port, "--listen", "/ip4/127.0.0.1/tcp/0")
+    assert f"port {port} is in use" in said and "--port" in said
 
 
-def test_a_killed_node_leaves_no_engine_and_a_stopped_one_ends_in_order(tiny: Path, tmp_path: Path) -> None:
-    with local_federation(tmp_path, ["worker"], realms(tiny)) as nodes:
-        gateway, worker = nodes
-        assert worker.process is not None and gateway.process is not None
-        engines = _children(worker.process.pid)
-        assert engines
-        worker.kill()
-        until = time.monotonic() + WAIT_SECONDS
-        while any(_runs(pid) for pid in engines):
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        gateway.process.send_signal(signal.SIGTERM)
-        assert gateway.process.wait(15) == 0
+def test_a_node_whose_bootstrap_peers_are_down_says_so_and_keeps_trying(nodes: list[NodeProcess]) -> None:
+    gateway, worker = nodes
+    address = gateway.client.call("status")["addresses"][0]
+    port = address.split("/")[4]
+    listening = gateway.folder / "realms.yml"
+    listening.write_text(listening.read_text().replace("/tcp/0", f"/tcp/{port}"))
+    gateway.kill()
+    until = time.monotonic() + WAIT_SECONDS
+    while not any("bootstrap" in problem for problem in worker.client.call("status")["problems"]):
+        assert time.monotonic() < until, worker.tail()
+        time.sleep(0.2)
+    gateway.start()
+    gateway.wait_ready()
+    while worker.client.call("status")["problems"]:
+        assert time.monotonic() < until + WAIT_SECONDS, worker.tail()
+        time.sleep(0.2)
 
 
-def test_a_second_node_on_one_folder_and_a_port_in_use_are_named(tiny: Path, tmp_path: Path) -> None:
-    with local_federation(tmp_path, ["worker"], realms(tiny)) as nodes:
-        gateway = nodes[0]
-        assert "runs on" in _refusal("--data", str(gateway.folder))
-        port = gateway.client.url.rsplit(":", 1)[1]
-        other = tmp_path / "other"
-        said = _refusal("--data", str(other), "--port", port, "--listen", "/ip4/127.0.0.1/tcp/0")
-        assert f"port {port} is in use" in said and "--port" in said
+def test_a_killed_node_leaves_no_engine_and_a_stopped_one_ends_in_order(nodes: list[NodeProcess]) -> None:
+    gateway, worker = nodes
+    assert worker.process is not None and gateway.process is not None
+    engines = _children(worker.process.pid)
+    assert engines
+    worker.kill()
+    until = time.monotonic() + WAIT_SECONDS
+    while any(_runs(pid) for pid in engines):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    gateway.process.send_signal(signal.SIGTERM)
+    assert gateway.process.wait(15) == 0
 
 
 def _refusal(*flags: str) -> str:
