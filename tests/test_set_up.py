@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PREFLIGHT = ROOT / "scripts" / "preflight.py"
+BARE = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # the conftest needs no plugin, and to load them takes most of the time
 PASSING = "def test_passes():\n    assert True\n"
 SKIPS = {
     "a test": 'import pytest\n@pytest.mark.skip("no network")\ndef test_skipped():\n    pass\n',
@@ -27,7 +28,7 @@ def pytest_of(folder: Path, text: str, ci: str) -> subprocess.CompletedProcess[s
     (folder / "test_passing.py").write_text(PASSING)
     (folder / "test_one.py").write_text(text)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, str(folder)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"CI": ci})
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"CI": ci} | BARE)
 
 
 @pytest.mark.parametrize("text", SKIPS.values(), ids=SKIPS)
