@@ -42,9 +42,8 @@ class Mapping:
 
     def iterate(self, prefix: bytes = b"", start: bytes = b"", reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
         assert not reverse
-        return iter(
-            sorted((key, value) for key, value in self.values.items() if key.startswith(prefix) and key >= start)
-        )
+        keys = sorted([key for key in self.values if key.startswith(prefix)])  # a few among many
+        return iter([(key, self.values[key]) for key in keys if key >= start])
 
     def write(self, puts: certificates.Puts) -> None:
         for key, value in puts.items():
