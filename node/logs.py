@@ -22,6 +22,7 @@ from node.log_files import QUERY, Record, timestamp
 from node.log_files import log_folder as log_folder
 from node.plain_text import one_line, printable
 
+LINE_MADE = "mtor_line"  # of a record: its line, once it is made
 QUIET = ("libp2p", "multiaddr", "aiohttp", "async_service", "root.libp2p")
 LINE = "%(asctime)s %(levelname)-7s %(name)-16s %(message)s"
 CONFIDENTIAL = ("protocol.messages", "protocol.signing", "node.answers", "node.identity", "node.engines.port")
@@ -32,6 +33,8 @@ class Discretion(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """See `logging.Filter`."""
+        if LINE_MADE in record.__dict__:
+            return True
         record.msg = _discreet(record.msg)
         if isinstance(record.args, Mapping):
             record.args = {name: _discreet(value) for name, value in record.args.items()}
@@ -89,10 +92,21 @@ class Once(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter`."""
-        made: str | None = record.__dict__.get("mtor_line")
+        made: str | None = record.__dict__.get(LINE_MADE)
         if made is None:
-            made = record.__dict__["mtor_line"] = self._formatter.format(record)
+            made = record.__dict__[LINE_MADE] = self._formatter.format(record)
         return made
+
+
+class RotatingFile(logging.handlers.RotatingFileHandler):
+    """The library's, for a file that is always one: it would ask the disk what it is before each line."""
+
+    def shouldRollover(self, record: logging.LogRecord) -> bool:
+        """See `logging.handlers.RotatingFileHandler`."""
+        if self.stream is None or self.maxBytes <= 0:
+            return False
+        size = len(self.format(record).encode(errors="replace")) + 1
+        return self.stream.tell() + size > self.maxBytes
 
 
 def as_record(record: logging.LogRecord) -> Record:
@@ -119,9 +133,7 @@ def start_logging(config: LogSection, data: Path) -> None:
     """Log to the data folder and to stderr from now on."""
     folder = log_folder(data)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    rotating = logging.handlers.RotatingFileHandler(
-        folder / LOG_FILE, maxBytes=config.max_bytes, backupCount=config.files, encoding="utf-8"
-    )
+    rotating = RotatingFile(folder / LOG_FILE, maxBytes=config.max_bytes, backupCount=config.files, encoding="utf-8")
     formatter = Once(JsonLines() if config.format == "json" else TextLines(LINE))
     root = logging.getLogger()
     for old in list(root.handlers):

@@ -266,7 +266,8 @@ class _Answering:
         self._learn(candidate, outcome)
         self._count(outcome)
         self._measure(candidate, outcome)
-        log.info("attempt %d at %s: %s", attempt, short(candidate.node), outcome.finish or _why(outcome))
+        level = logging.DEBUG if outcome.finish else logging.INFO  # the end of the answer is told anyway
+        log.log(level, "attempt %d at %s: %s", attempt, short(candidate.node), outcome.finish or _why(outcome))
         return outcome
 
     def _measure(self, candidate: Candidate, outcome: Outcome) -> None:
