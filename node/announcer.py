@@ -17,7 +17,7 @@ from node.network import Network, NetworkError
 from protocol import params
 from protocol.ids import BUILT_IN_REALMS, FederationId, NodeId, RealmId
 from protocol.messages import ModelOffer, Offer
-from protocol.offers import KnownOffer, provider_name, record_key, seal_offer
+from protocol.offers import KnownOffer, pace_of_change, provider_name, record_key, seal_offer
 from protocol.signing import Signer
 
 if TYPE_CHECKING:
@@ -101,8 +101,8 @@ class Announcer:
 
     def _stale(self, last: KnownOffer, models: tuple[ModelOffer, ...], now: int) -> bool:
         age = now - last.offer.issued_ms
-        moved = models != last.offer.models or self._network.addresses()[: params.MAX_ADDRESSES] != last.offer.addresses
-        return age >= params.OFFER_INTERVAL or (moved and age >= params.OFFER_MIN_INTERVAL)
+        moved = self._network.addresses()[: params.MAX_ADDRESSES] != last.offer.addresses
+        return age >= (params.OFFER_MIN_INTERVAL if moved else pace_of_change(last.offer.models, models))
 
     async def _keep_published(self) -> None:
         published = -1

@@ -7,7 +7,7 @@ one known before. Its body's hash is the quote that a hold refers to.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from protocol import params
 from protocol.codec import body_hash, decode_as, encode
@@ -15,6 +15,8 @@ from protocol.errors import BadSignature, Malformed, ProtocolError
 from protocol.ids import FederationId, NodeId, RealmId, parse_peer_id, peer_id, realm_id
 from protocol.messages import ModelOffer, Offer
 from protocol.signing import Signer, open_envelope, seal
+
+NOTABLE_LOAD = 0.25  # of the slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,28 @@ def open_offer(sealed: bytes) -> KnownOffer:
 def is_newer(offer: Offer, known: Offer | None) -> bool:
     """True if `offer` replaces `known`: a higher sequence number of the same node."""
     return known is None or offer.sequence > known.sequence
+
+
+def pace_of_change(told: Sequence[ModelOffer], now: Sequence[ModelOffer]) -> int:
+    """After how many ms others should hear of a change: at once what is offered, soon a load that moved by a good part
+    of the slots, and at the next interval what concerns nobody yet."""
+    if [_terms(model) for model in told] != [_terms(model) for model in now]:
+        return params.OFFER_MIN_INTERVAL
+    if any(_load_moved(before, after) for before, after in zip(told, now, strict=True)):
+        return params.OFFER_LOAD_INTERVAL
+    return params.OFFER_INTERVAL
+
+
+def _terms(model: ModelOffer) -> ModelOffer:
+    """Without what changes as it works."""
+    device = replace(model.device, free_mib=0)
+    return replace(model, busy=0, queued=0, tokens_per_second=0, device=device)
+
+
+def _load_moved(before: ModelOffer, after: ModelOffer) -> bool:
+    filled = (before.busy < before.slots) != (after.busy < after.slots)
+    moved = abs(after.busy + after.queued - before.busy - before.queued)
+    return filled or moved >= max(1.0, after.slots * NOTABLE_LOAD)
 
 
 def record_key(node: NodeId) -> str:

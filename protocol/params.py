@@ -90,6 +90,7 @@ MAX_EVIDENCE_BYTES: Final = 2 * KIB  # two orders with their signatures
 OFFER_LIFETIME: Final = 60 * SECONDS  # a peer that vanished leaves its ghost for no longer
 MAX_OFFER_LIFETIME: Final = 10 * MINUTES
 OFFER_INTERVAL: Final = 20 * SECONDS  # three chances to be heard in one lifetime
+OFFER_LOAD_INTERVAL: Final = 5 * SECONDS  # the pace of news that are of load alone: everybody hears all of them
 OFFER_MIN_INTERVAL: Final = 1 * SECONDS  # a publisher's pace; faster ones are ignored, not punished
 CLOCK_SKEW: Final = 30 * SECONDS  # home computers' clocks disagree by seconds
 

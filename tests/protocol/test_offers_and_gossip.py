@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from protocol.offers import (
     KnownOffer,
     newest_record,
     open_offer,
+    pace_of_change,
     provider_name,
     record_key,
     record_valid,
@@ -124,3 +126,34 @@ def test_an_offer_with_everything_at_its_longest_can_be_published() -> None:
     known = seal_offer(signer, FEDERATION, offer)
     assert len(known.sealed) == 11_401  # as chapter 07 says
     assert judged(known.sealed) == "O7"
+
+
+# --- how soon a change is told -------------------------------------------------------------------------
+
+FIFTHS = {"slots": 20, "busy": 10}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "pace"),
+    [
+        ({}, {}, params.OFFER_INTERVAL),
+        ({}, {"price_out": 1}, params.OFFER_MIN_INTERVAL),
+        ({}, {"slots": 0}, params.OFFER_MIN_INTERVAL),
+        ({}, {"busy": 1}, params.OFFER_LOAD_INTERVAL),
+        ({"busy": 1}, {"busy": 2}, params.OFFER_LOAD_INTERVAL),
+        (FIFTHS, FIFTHS | {"busy": 14}, params.OFFER_INTERVAL),
+        (FIFTHS, FIFTHS | {"busy": 14, "queued": 1}, params.OFFER_LOAD_INTERVAL),
+        (FIFTHS, FIFTHS | {"busy": 5}, params.OFFER_LOAD_INTERVAL),
+        (FIFTHS | {"busy": 19}, FIFTHS | {"busy": 20}, params.OFFER_LOAD_INTERVAL),
+        ({}, {"tokens_per_second": 1}, params.OFFER_INTERVAL),
+        ({}, {"device": Device("cpu", "test", 0, 0, 7)}, params.OFFER_INTERVAL),
+        ({}, {"device": Device("cuda", "test", 8_000, 89)}, params.OFFER_MIN_INTERVAL),
+    ],
+)
+def test_what_others_should_know_is_told_sooner(before: dict[str, Any], after: dict[str, Any], pace: int) -> None:
+    assert pace_of_change([model_offer(**before)], [model_offer(**after)]) == pace
+
+
+def test_a_model_that_comes_or_goes_is_told_at_once() -> None:
+    one, two = model_offer(), model_offer(model="other")
+    assert pace_of_change([one], [one, two]) == pace_of_change([one, two], [two]) == params.OFFER_MIN_INTERVAL
