@@ -1,7 +1,9 @@
 """Workers with a paced engine, each a node of its own over libp2p, all in this process.
 
 Rule: network, ledger, scheduling and payment are the node's own; only the engine is not: it gives one numbered word
-after another at a fixed pace, so that a lost or doubled one shows. Ends when its standard input ends.
+after another at a fixed pace, so that a lost or doubled one shows. The workers tell of their offers and do not listen
+to each other's: on machines of their own that is little for each, here twenty would do it on the core that makes the
+words. Ends when its standard input ends.
 
     python bench/load_workers.py FOLDER --genesis FILE --bootstrap ADDRESS --workers 16
 """
@@ -10,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +30,7 @@ from node.garbage import calm_collector
 from node.identity import load_or_create_identity
 from node.ledger_service import LedgerService, open_bookkeeper
 from node.libp2p_host import Libp2pNetwork
-from node.network import RecordRules
+from node.network import GossipCheck, RecordRules
 from node.scheduler import Scheduler
 from node.services import ModelService, Services
 from node.worker import MAX_STREAMS_PER_PEER, Worker
@@ -38,12 +42,26 @@ MODEL = "paced"
 FIRST_SECONDS = 0.05  # until an answer's first word: what comes later than that is the nodes' doing
 
 
+class SpeakingNetwork(Libp2pNetwork):
+    """Gossips, and hears nothing."""
+
+    @asynccontextmanager
+    async def subscribe(self, topic: str, check: GossipCheck) -> AsyncIterator[AsyncIterator[bytes]]:
+        """See `Network`."""
+        yield _nothing()
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    await trio.sleep_forever()
+    yield b""
+
+
 async def worker(folder: Path, genesis: bytes, bootstrap: str, seconds_per_token: float) -> None:
     """One worker node, until cancelled."""
     install_genesis(folder, open_genesis(genesis))
     identity = load_or_create_identity(folder)
     rules = RecordRules(record_valid, newest_record)
-    network = Libp2pNetwork(identity.seed, rules, listen=["/ip4/127.0.0.1/tcp/0"], gossip=True, dht=False)
+    network = SpeakingNetwork(identity.seed, rules, listen=["/ip4/127.0.0.1/tcp/0"], gossip=True, dht=False)
     directory = Directory(identity.node, now_ms)
     book = open_bookkeeper(
         folder, folder.name, identity.signer, network, directory.addresses, Settings(2_000_000, 60_000, 0)
