@@ -57,6 +57,7 @@ NEVER = (ErrorCode.EQUIVOCATION, ErrorCode.INTERNAL)  # refusals that honest nod
 NO_SECOND_VOTE = (ErrorCode.EQUIVOCATION, ErrorCode.BAD_SEQUENCE, ErrorCode.CHANNEL_CLOSED, ErrorCode.STALE_EPOCH)
 PRICES, NEED, TRANSCRIPT = (1_000, 3_000), 3_000, b"t" * 32
 AGREE_CHANCE = 0.25  # of the looks end an epoch and compare all nodes
+AGREEMENT_ROUNDS = 3  # in which all hear of what one did while the others were asked
 ATTEMPTS = 8  # at ending an epoch that witnesses have frozen
 
 
@@ -390,15 +391,19 @@ async def _heal(found: Reopened, claims: Claims) -> None:
 
 
 async def _check_agreement(found: Reopened, claims: Claims) -> None:
-    """After the end of an epoch all have one state."""
+    """After the end of an epoch all have one state. What one does while it syncs, those before it hear of in the next
+    round; who disagrees does so in every round."""
     try:
         await found.end_epoch()
-        for book in found.books.values():
-            await book.sync()
+        for _ in range(AGREEMENT_ROUNDS):
+            for book in found.books.values():
+                await book.sync()
+            states = {name: (found.view(name).epoch, *_state(store)) for name, store in found.stores.items()}
+            if len(set(states.values())) == 1:
+                break
     except Refused as refusal:
         claims.problem(f"the epoch does not end: {refusal.code.name}: {refusal}")
         return
-    states = {name: (found.view(name).epoch, *_state(store)) for name, store in found.stores.items()}
     if len(set(states.values())) > 1:
         claims.problem(f"the nodes do not agree: {[(name, state[0]) for name, state in states.items()]}")
     claims.heard["agreed"] += 1
