@@ -413,7 +413,7 @@ class _Serving:
                     await self._send(Progress(part.done, part.total, part.preview))
             if not batch:
                 await self._heartbeat()
-            if any(isinstance(event, Piece) for event in batch):
+            if not all(isinstance(event, Prompted) for event in batch):
                 await trio.sleep(MIN_CHUNK_SECONDS)
 
     async def _begin(self, service: ModelService, units_in: int) -> None:

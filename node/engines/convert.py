@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 from node.engines.uncompiled import torch  # isort: split
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
