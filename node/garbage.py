@@ -1,8 +1,8 @@
 """Python's collector of cycles, set for a process that answers many at once.
 
 Rule: what a start has loaded is looked at no more, and the rest less often. Every pause is one for all answers that
-stream: with the usual settings a full collection of a node took 100 to 250 ms on a busy machine, and all of them an
-eighth of its processor time (`python bench/gateways.py`).
+stream: with the usual settings a full collection of a node took 100 to 250 ms on a busy machine, and all of them up to
+an eighth of its processor time (seen by `gc.callbacks` in a node under the load of `bench/gateways.py`).
 """
 
 from __future__ import annotations
